@@ -1,0 +1,88 @@
+# Every task of the project. A fresh machine needs only python3 (3.10 or newer, with venv) and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DECLARED := settings.ini setup.py pyproject.toml constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+RUN := runs/identify
+
+# Papermill and nbclient must take the kernel of this environment, not one that the user has installed elsewhere.
+export JUPYTER_PREFER_ENV_PATH := 1
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint in-sync test-notebooks test-python lab notebooks export clean-notebooks docs docs-serve readme bench clean
+
+help:  ## list every task
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Stamps: an environment is installed once, and again when what it is made from changes.
+$(VENV)/.made:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "cegen needs Python 3.10 or newer; name one with PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.made $(DECLARED)
+	@echo "Installing cegen and Jupyter into $(VENV) (a few minutes the first time) ..."
+	$(PIP_INSTALL) '.[notebooks,plots]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made $(DECLARED)
+	@echo "Installing cegen and its development tools into $(VENV) (a few minutes the first time) ..."
+	$(PIP_INSTALL) '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.demo  ## run the main experiment (about 2 minutes) and print how well the latents were recovered
+	@mkdir -p $(RUN) && rm -f $(RUN)/result.json
+	$(BIN)/python -m papermill --kernel python3 --no-progress-bar --log-output --log-level WARNING \
+	  --parameters out $(RUN) nbs/experiments/identify.ipynb $(RUN)/identify.ipynb
+	@$(BIN)/cegen report $(RUN)/result.json
+	@echo "The executed notebook: $(RUN)/identify.ipynb"
+
+test: lint in-sync test-notebooks test-python  ## everything that CI runs (sets up what it needs)
+
+lint: $(VENV)/.dev  ## ruff on notebooks, package, tests and tools; mypy on the package
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check tests tools setup.py
+	$(BIN)/mypy
+
+in-sync: $(VENV)/.dev  ## notebooks are clean and the package is what they export
+	$(BIN)/python tools/check_sync.py
+
+test-notebooks: $(VENV)/.dev  ## execute the reference and theory notebooks as tests
+	$(BIN)/nbdev_test --n_workers 0 --do_print --timing
+
+test-python: $(VENV)/.dev  ## pytest: statistics, resume, project rules, experiments, wheel, site
+	$(BIN)/python -m pytest --durations=10
+
+lab: $(VENV)/.demo  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab nbs
+
+notebooks: $(VENV)/.dev  ## run the reference and theory notebooks again and store their outputs
+	$(BIN)/python tools/run_notebooks.py
+	$(BIN)/nbdev_clean
+
+export: $(VENV)/.dev  ## write cegen/ from the notebooks
+	$(BIN)/nbdev_export
+
+clean-notebooks: $(VENV)/.dev  ## remove what does not belong into a committed notebook
+	$(BIN)/nbdev_clean
+
+docs: $(VENV)/.dev  ## render the site into _docs/
+	$(BIN)/python tools/build_site.py
+
+docs-serve: docs  ## render the site and serve it on http://localhost:8000
+	$(BIN)/python -m http.server --bind localhost --directory _docs 8000
+
+readme: $(VENV)/.dev  ## render README.md from nbs/index.ipynb
+	$(BIN)/python tools/render_readme.py
+
+bench: $(VENV)/.dev  ## measure the sampler and one training step on this machine
+	$(BIN)/python tools/bench.py
+
+clean:  ## remove what was built here; runs/ and the environment in .venv stay
+	rm -rf _proc _docs build dist *.egg-info nbs/nbdev.yml
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
