@@ -128,16 +128,22 @@ def orthogonality_error(
     return _orthogonality_error(*_pair(z, z_tilde))
 
 # %% ../nbs/10_probe.ipynb #b2c777cf
+def _centred(a: np.ndarray) -> np.ndarray:
+    "Columns minus their means, exactly zero where a column is constant up to rounding."
+    centred = a - a.mean(axis=0)
+    return centred * ((centred**2).sum(axis=0) > 1e-26 * (a**2).sum(axis=0))
+
+
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     "Pearson correlation of each column of `a` with the same column of `b`; 0 where one of them is constant."
-    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    a, b = _centred(a), _centred(b)
     norm = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
     return np.divide((a * b).sum(axis=0), norm, out=np.zeros_like(norm), where=norm > 0)
 
 
 def _match(z: np.ndarray, z_tilde: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "The factors and the coordinates assigned to them with the largest sum of absolute correlations."
-    strength = np.abs([[_correlation(factor, unit) for unit in z_tilde.T] for factor in z.T])
+    strength = np.abs([_correlation(np.broadcast_to(factor[:, None], z_tilde.shape), z_tilde) for factor in z.T])
     return linear_sum_assignment(strength, maximize=True)
 
 
@@ -175,12 +181,12 @@ def bootstrap_interval(
     check_integer("n_bootstrap", n_bootstrap, low=1)
     if not 0 < check_real("level", level, low=0.0, high=1.0) < 1:
         raise invalid("level", level, "strictly between 0 and 1")
-    arrays = [_matrix(f"arrays[{i}]", a) for i, a in enumerate(arrays)]
-    n = {len(a) for a in arrays}
-    if len(n) != 1:
-        raise invalid("arrays", f"lengths {[len(a) for a in arrays]}", "one array or several of equal length")
-    rows = torch.randint(n.pop(), (n_bootstrap, len(arrays[0])), generator=as_generator(generator)).numpy()
-    low, high = np.quantile([score(*(a[r] for a in arrays)) for r in rows], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    matrices = [_matrix(f"arrays[{i}]", a) for i, a in enumerate(arrays)]
+    lengths = [len(a) for a in matrices]
+    if len(set(lengths)) != 1:
+        raise invalid("arrays", f"lengths {lengths}", "one array or several of equal length")
+    rows = torch.randint(lengths[0], (n_bootstrap, lengths[0]), generator=as_generator(generator)).numpy()
+    low, high = np.quantile([score(*(a[r] for a in matrices)) for r in rows], [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high
 
 # %% ../nbs/10_probe.ipynb #f48d04a2
@@ -188,6 +194,8 @@ class Score(float):
     "A number with an interval: a float with `low` and `high`."
 
     __slots__ = ("high", "low")
+    low: float
+    high: float
 
     def __new__(
         cls,
@@ -200,8 +208,8 @@ class Score(float):
         self.low, self.high = float(low), float(high)
         return self
 
-    def __getnewargs__(self) -> tuple[float, float, float]:
-        return float(self), self.low, self.high
+    def __reduce__(self) -> tuple:
+        return Score, (float(self), self.low, self.high)
 
     def __repr__(self) -> str:
         return f"{float(self):.3f}" if math.isnan(self.low) else f"{float(self):.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -438,7 +446,7 @@ def row_report(
     instance_class: Int[Array, " N"],  # the class C(i) of each row
     *,
     intercept: bool = True,  # whether the map may have an offset: yes for free rows, no for unit rows
-    n_folds: int = 5,  # folds of the cross-validation over classes, ≥ 2
+    n_folds: int = 10,  # folds of the cross-validation over classes, ≥ 2
     seed: int = 0,  # seed of the folds and of the random codes
     n_random: int = 20,  # draws of each kind of random codes to average over, ≥ 1
 ) -> RowReport:  # the scores and their controls
@@ -463,7 +471,7 @@ def row_report(
     if not reason:
         held_out = _r2_by_class(truth, rows, label, folds, intercept)
         random_codes = float(np.mean([_r2_by_class(vectors[present], c, present, folds, intercept, count) for c in per_class]))
-        few = max(1, min(draws, 1_000_000 // len(rows)))  # many rows need few draws
+        few = max(1, min(draws, 300_000 // len(rows)))  # many rows need few draws
         random_rows = float(np.mean([_r2_by_class(truth, gaussian(len(rows)), label, folds, intercept) for _ in range(few)]))
     return RowReport(
         r2_w=held_out, random_codes=random_codes, random_rows=random_rows, collapse=_collapse(rows, label),

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -227,7 +226,7 @@ def _lines(group: pd.DataFrame) -> list[str]:
         ("β", _number(group.beta, 2), f"κ is {_mean(group.kappa, 2)}"),
         ("seconds", _number(group.seconds, 1), ""),
     ]
-    return [_title(one, len(group))] + [f"  {_pad(name)}{value:<18}{note}".rstrip() for name, value, note in rows]
+    return [_title(one.to_dict(), len(group))] + [f"  {_pad(name)}{value:<18}{note}".rstrip() for name, value, note in rows]
 
 # %% ../nbs/11_report.ipynb #54417732
 def summary(
@@ -278,6 +277,8 @@ def plot_sphere(
     for name, value in (("class_vectors", vectors), ("z", points)):
         if value.shape[1] != 3:
             raise invalid(name, f"{value.shape[1]} columns", "3 columns wide", "Pass three of the coordinates.")
+    if len(label) != len(points):
+        raise invalid("label", f"{len(label)} entries", f"as long as z, which has {len(points)} rows")
     plt, sns = _plotting()
     colours = np.array([*sns.color_palette("colorblind", n_coloured), (0.7, 0.7, 0.7)])
     figure = plt.figure(figsize=(4, 4), dpi=80)

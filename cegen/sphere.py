@@ -207,6 +207,14 @@ class SphereDistribution(Distribution):
         new._batch_shape = batch_shape
         return new
 
+    def sample(
+        self,
+        sample_shape: Sequence[int] = (),  # how many, in front of the batch shape
+        generator: torch.Generator | int | None = None,  # randomness on mu's device, None = PyTorch's global stream
+    ) -> Float[Tensor, "... d"]:  # points on the sphere
+        "Draw samples; every subclass says how."
+        raise NotImplementedError
+
     def check_points(
         self,
         z: Float[Tensor, "... d"],  # points whose density is asked for
@@ -304,6 +312,7 @@ class ProjectedNoise(SphereDistribution):
     allowed = {"scale": "finite and > 0"}
     corner = False  # whether the potential is not smooth at zero
     scale: Tensor
+    _noise: Callable[..., Tensor]
 
     def __init__(
         self,

@@ -320,7 +320,7 @@ def test_collapse_is_the_within_class_share_of_the_spread():
     assert probe.row_report(vectors, np.ones((5000, 4)), label, n_random=1).collapse == 0
 
 
-@pytest.mark.parametrize(("n_classes", "enough"), [(6, False), (8, False), (10, True)])
+@pytest.mark.parametrize(("n_classes", "enough"), [(6, False), (7, False), (8, True), (10, True)])
 def test_too_few_classes_are_reported_and_not_scored(n_classes, enough):
     vectors, label = sphere(n_classes, 5), np.arange(100) % n_classes
     report = probe.row_report(vectors, vectors[label], label)

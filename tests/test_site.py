@@ -118,7 +118,9 @@ def visits(address, browser) -> dict[str, Visit]:
         page.on("pageerror", lambda e, c=complaints: c.append(str(e)))
         page.on("requestfailed", lambda r, c=complaints: c.append(f"failed: {r.url}"))
         page.on("response", lambda r, c=complaints: c.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
-        page.on("request", lambda r, f=foreign: None if r.url.startswith((address, "data:", "blob:")) else f.append(r.url))
+        page.on(
+            "request", lambda r, f=foreign: None if r.url.startswith((address, "data:", "blob:")) else f.append(r.url)
+        )
         page.goto(address + name, wait_until="networkidle")
         look = page.evaluate(LOOK)
         seen[name] = Visit(complaints, foreign, **{**look, "anchors": set(look["anchors"])})
@@ -270,7 +272,9 @@ def test_text_is_readable_in(scheme, address, browser, visits):
 
 
 def test_light_and_dark_can_be_switched_by_hand(address, browser, visits):
-    context = browser.new_context(color_scheme="light", reduced_motion="reduce", viewport={"width": 1300, "height": 900})
+    context = browser.new_context(
+        color_scheme="light", reduced_motion="reduce", viewport={"width": 1300, "height": 900}
+    )
     page = context.new_page()
     page.goto(address + "core.html", wait_until="networkidle")
     before = page.evaluate(CONTRAST)["ground"]

@@ -112,8 +112,7 @@ class _Reader:
         if args.vararg:
             found.append(self.parameter(args.vararg, f"*{args.vararg.arg}", args.vararg.annotation, None))
         found += [
-            self.parameter(a, a.arg, a.annotation, d)
-            for a, d in zip(args.kwonlyargs, args.kw_defaults, strict=True)
+            self.parameter(a, a.arg, a.annotation, d) for a, d in zip(args.kwonlyargs, args.kw_defaults, strict=True)
         ]
         if args.kwarg:
             found.append(self.parameter(args.kwarg, f"**{args.kwarg.arg}", args.kwarg.annotation, None))
@@ -160,7 +159,9 @@ def table(symbol: Symbol) -> str:
         body.append(cells if with_default else [*cells[:2], cells[3]])
     lines = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body]
     header = "".join(f"<th>{name}</th>" for name in head)
-    return "\n".join(['<table class="api table">', f"<thead><tr>{header}</tr></thead>", "<tbody>", *lines, "</tbody>", "</table>"])
+    return "\n".join(
+        ['<table class="api table">', f"<thead><tr>{header}</tr></thead>", "<tbody>", *lines, "</tbody>", "</table>"]
+    )
 
 
 def signature(symbol: Symbol) -> str:

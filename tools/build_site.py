@@ -192,7 +192,9 @@ def without_remote_parts(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         text = re.sub(rf"""<script\b[^>]*\bsrc=["']{remote}["'][^>]*>\s*</script>""", "", text)
-        text = re.sub(rf"""<link\b(?=[^>]*\brel=["'](?:stylesheet|preconnect)["'])[^>]*\bhref=["']{remote}["'][^>]*>""", "", text)
+        text = re.sub(
+            rf"""<link\b(?=[^>]*\brel=["'](?:stylesheet|preconnect)["'])[^>]*\bhref=["']{remote}["'][^>]*>""", "", text
+        )
         page.write_text(text, encoding="utf-8")
     for sheet in site.rglob("*.css"):
         text = sheet.read_text(encoding="utf-8")

@@ -30,7 +30,9 @@ def main(names: list[str]) -> None:
     for path in [Path(name).resolve() for name in names] or default_notebooks():
         start = time.monotonic()
         notebook = nbformat.read(path, as_version=4)
-        Rerun(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+        Rerun(
+            notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        ).execute()
         nbformat.write(notebook, path)
         print(f"{path.relative_to(ROOT)}: {time.monotonic() - start:.0f} s", flush=True)
 

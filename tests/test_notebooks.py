@@ -1,0 +1,83 @@
+"""Every experiment runs under papermill with parameters that are small but not its defaults, and they take effect."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
+
+# Small enough for seconds; each new experiment is added here. (Reference and theory notebooks run under nbdev_test.)
+SMOKE = {"identify": {"dim": 3, "n_classes": 20, "n_instances": 100, "steps": 100}}
+
+pytestmark = pytest.mark.slow
+
+
+def run(name: str, folder: Path, **parameters) -> Path:
+    "Execute an experiment as `make demo` does; returns where the executed notebook lies."
+    executed = folder / f"{name}.ipynb"
+    papermill.execute_notebook(
+        ROOT / "nbs" / "experiments" / f"{name}.ipynb",
+        executed,
+        parameters={"out": str(folder), **parameters},
+        kernel_name="python3",
+        progress_bar=False,
+        cwd=folder,
+    )
+    return executed
+
+
+def strict_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
+
+
+@pytest.fixture(scope="module", params=[f.stem for f in EXPERIMENTS])
+def executed(request, tmp_path_factory):
+    "Name, folder and notebook of an experiment that has run."
+    name = request.param
+    assert name in SMOKE, f"give nbs/experiments/{name}.ipynb small parameters in SMOKE"
+    folder = tmp_path_factory.mktemp(name)
+    return name, folder, run(name, folder, **SMOKE[name])
+
+
+def test_parameters_take_effect(executed):
+    name, folder, _ = executed
+    config = strict_json(folder / "result.json")["config"]
+    assert {key: config[key] for key in SMOKE[name]} == SMOKE[name]
+
+
+def test_result_holds_scores_of_that_run(executed):
+    name, folder, _ = executed
+    (record,) = strict_json(folder / "result.json")["records"]
+    for key in ("dim", "n_classes", "n_instances", "steps"):
+        assert record[key] == SMOKE[name][key]
+    assert -1 < record["r2_z"] <= 1
+    assert record["excess"] > -5 * record["excess_se"], "no model beats the Bayes optimum"
+
+
+def test_executed_notebook_tells_its_parameters_and_shows_pictures(executed):
+    name, _, notebook = executed
+    content = nbformat.read(notebook, as_version=4)
+    assert content.metadata.papermill.parameters.items() >= SMOKE[name].items()
+    kinds = {kind for cell in content.cells for out in cell.get("outputs", []) for kind in out.get("data", {})}
+    assert "image/png" in kinds
+
+
+def test_unknown_parameter_is_refused_with_the_nearest_name(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError) as failure:
+        run("identify", tmp_path, **SMOKE["identify"], n_clases=20)
+    assert failure.value.ename == "ValueError"
+    assert "'n_clases'" in failure.value.evalue
+    assert "Did you mean 'n_classes'?" in failure.value.evalue
+    assert not (tmp_path / "result.json").exists(), "nothing may run under a wrong name"
+
+
+def test_invalid_value_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError) as failure:
+        run("identify", tmp_path, **{**SMOKE["identify"], "dim": 1})
+    assert failure.value.ename == "ValueError"
+    assert "dim=1" in failure.value.evalue
+    assert not (tmp_path / "result.json").exists()
