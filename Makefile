@@ -13,7 +13,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint in-sync test-notebooks test-python lab notebooks export clean-notebooks docs docs-serve readme bench clean
+.PHONY: help demo test lint in-sync test-notebooks test-python lab notebooks export clean-notebooks docs docs-serve readme results bench clean
 
 help:  ## list every task
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ docs-serve: docs  ## render the site and serve it on http://localhost:8000
 
 readme: $(VENV)/.dev  ## render README.md from nbs/index.ipynb
 	$(BIN)/python tools/render_readme.py
+
+results: $(VENV)/.dev  ## compute the front page's table and picture again (six runs, some minutes)
+	$(BIN)/python tools/front_page.py
 
 bench: $(VENV)/.dev  ## measure the sampler and one training step on this machine
 	$(BIN)/python tools/bench.py

@@ -49,7 +49,7 @@ CONDITIONALS = ("vmf", "normal", "laplace", "generalized_normal")
 def named_conditional(
     name: str,  # "vmf", "normal", "laplace" or "generalized_normal"
     mu: Float[Tensor, "*n d"],  # class vectors
-    kappa: float | Float[Tensor, "*n"],  # concentration ≥ 0, used by "vmf"
+    kappa: float | Float[Tensor, ""] | Float[Tensor, "*n"],  # concentration ≥ 0, used by "vmf"
     scale: float,  # noise scale > 0, used by the projected families
     shape: float,  # exponent > 0 of the generalised normal: 1 is Laplace, 2 normal
 ) -> Distribution:  # one distribution for each row of `mu`

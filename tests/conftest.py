@@ -3,17 +3,24 @@
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
 
 # Every annotated function of the package checks its arguments here: free for users, strict in tests. Subprocesses run without.
-install_import_hook("cegen", "beartype.beartype")
+jaxtyping.install_import_hook("cegen", "typechecker.check")
 
 os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+os.environ.setdefault("CEGEN_PROGRESS", "0")
 
 
 @pytest.fixture(scope="session")
 def root() -> Path:
     "The repository."
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    "Shape and type checks off, as users have it, so that a bad argument meets the package's own errors."
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -27,12 +27,6 @@ def halves(z, code):
     return z[:half], code[:half], z[half:], code[half:]
 
 
-@pytest.fixture
-def unchecked(monkeypatch):
-    "Shape checks off, as users have them: our own messages must do."
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
 def rotation(d, seed=0):
     return ortho_group.rvs(d, random_state=seed)
 

@@ -4,7 +4,6 @@ import json
 import math
 import sys
 
-import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,12 +19,6 @@ def run(seed=0, **values):
     scores = dict(r2_z=0.98, r2_z_low=0.97, r2_z_high=0.99, official_r2_z=0.981, r2_w=0.99, r2_w_random=-0.06, official_r2_w=0.995,
                   excess=0.012, floor_se=0.003, beta=9.7, kappa=10.0, seconds=31.4)
     return report.make_record(**(DEFAULT | scores | {"seed": seed} | values))
-
-
-@pytest.fixture
-def unchecked(monkeypatch):
-    "Shape checks off, as users have them: our own messages must do."
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 # --- records and files

@@ -3,7 +3,6 @@
 import itertools
 import math
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -42,12 +41,6 @@ POTENTIALS = {
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture
-def unchecked(monkeypatch):
-    "Shape checks off, as they are outside of the tests: the library's own messages are what a user sees."
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def circle(n):

@@ -4,7 +4,6 @@ import copy
 import math
 import pickle
 
-import jaxtyping
 import mpmath
 import numpy as np
 import pytest
@@ -20,12 +19,6 @@ KAPPAS = [0.0, 0.1, 1.0, 10.0, 1e3, 1e4]
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture
-def unchecked(monkeypatch):
-    "Shape checks off, as they are outside of the tests: the library's own messages are what a user sees."
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def exact_log_m(dim, kappa):

@@ -1,0 +1,99 @@
+"""The generator: exact inverse, chosen conditioning, bounded construction time, and what it refuses."""
+
+import time
+
+import pytest
+import torch
+
+from cegen import InvertibleMLP
+from cegen.core import random_stream
+from cegen.sphere import sample_uniform
+
+
+@pytest.mark.parametrize("dim", [2, 5, 20, 100])
+@pytest.mark.parametrize("extra", [0, 7])
+def test_round_trip_in_single_precision(dim, extra):
+    g = InvertibleMLP(dim, observed_dim=dim + extra, seed=dim)
+    z = sample_uniform(500, dim, random_stream(0, "data"))
+    x = g(z)
+    assert x.shape == (500, dim + extra)
+    assert (g.inverse(x) - z).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("dim", [3, 5, 10])
+def test_round_trip_of_the_published_law(dim):
+    g = InvertibleMLP(dim, law="published")
+    z = sample_uniform(500, dim, random_stream(0, "data"))
+    assert (g.inverse(g(z)) - z).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("condition_number", [1.0, 3.0, 50.0])
+def test_layers_have_the_chosen_condition_number(condition_number):
+    g = InvertibleMLP(8, condition_number=condition_number)
+    expected = torch.full((4,), condition_number)
+    torch.testing.assert_close(g.layer_condition_numbers, expected, rtol=1e-4, atol=0)
+
+
+def test_published_layers_have_unit_columns_and_beat_ordinary_draws():
+    g = InvertibleMLP(5, law="published")
+    torch.testing.assert_close(g.weights.norm(dim=1), torch.ones(4, 5))
+    draws = 2 * torch.rand(1000, 5, 5, generator=random_stream(0, "draws")) - 1
+    assert g.layer_condition_numbers.max() < torch.linalg.cond(draws / draws.norm(dim=1, keepdim=True)).min()
+
+
+def test_construction_time_is_bounded():
+    # The issue is seconds against minutes; the bounds leave room for a busy machine.
+    start = time.perf_counter()
+    InvertibleMLP(100)
+    conditioned = time.perf_counter() - start
+    InvertibleMLP(20, law="published")
+    published = time.perf_counter() - start - conditioned
+    assert conditioned < 3
+    assert published < 20
+
+
+def test_jacobian_condition_number_agrees_with_finite_differences():
+    g = InvertibleMLP(3, seed=2).double()
+    z = sample_uniform(5, 3, random_stream(0, "data"), dtype=torch.float64)
+    step = 1e-7 * torch.eye(3, dtype=torch.float64)
+    jacobian = torch.stack([(g(z + e) - g(z)) / 1e-7 for e in step], dim=2)
+    torch.testing.assert_close(g.condition_number(z), torch.linalg.cond(jacobian), rtol=1e-4, atol=0)
+
+
+def test_embedding_keeps_distances():
+    flat, embedded = InvertibleMLP(4), InvertibleMLP(4, observed_dim=9)
+    z = sample_uniform(50, 4, random_stream(0, "data"))
+    torch.testing.assert_close(torch.pdist(flat(z)), torch.pdist(embedded(z)), rtol=1e-4, atol=1e-5)
+
+
+def test_seed_decides_the_weights_and_nothing_else():
+    before = torch.get_rng_state()
+    assert torch.equal(InvertibleMLP(4, seed=1).weights, InvertibleMLP(4, seed=1).weights)
+    assert not torch.equal(InvertibleMLP(4, seed=1).weights, InvertibleMLP(4, seed=2).weights)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dim": 1}, "dim=1"),
+        ({"dim": 5, "observed_dim": 4}, "cannot lower the dimension"),
+        ({"dim": 5, "law": "orthogonal"}, "one of 'conditioned', 'published'"),
+        ({"dim": 5, "condition_number": 0.5}, r"condition_number=0\.5"),
+        ({"dim": 5, "negative_slope": 0.0}, r"negative_slope=0\.0"),
+        ({"dim": 5, "n_layers": 0}, "n_layers=0"),
+    ],
+)
+def test_bad_arguments_are_named(unchecked, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        InvertibleMLP(**arguments)
+
+
+def test_wrong_shapes_and_nan_are_refused(unchecked):
+    g = InvertibleMLP(5, observed_dim=6)
+    with pytest.raises(ValueError, match="Latents are rows"):
+        g(torch.ones(5, 100))
+    with pytest.raises(ValueError, match="Observations are rows"):
+        g.inverse(torch.ones(5, 5))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        g.inverse(torch.full((5, 6), float("inf")))
