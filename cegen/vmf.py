@@ -20,18 +20,18 @@ from .core import check_integer
 from .sphere import SphereDistribution, as_parameter, check_range, log_sphere_area, sampling_generator, unit_sphere
 
 # %% ../nbs/02_vmf.ipynb #ada863e8
-def _series(order: float, kappa: np.ndarray) -> np.ndarray:
+def _series(order: float, kappa: np.ndarray | np.floating) -> np.ndarray | np.floating:
     x, total = kappa**2 / 4, np.zeros_like(kappa)
     for k in range(20, 0, -1):  # Horner's scheme, smallest term first
         total = (1 + total) * x / (k * (order + k))
     return np.log1p(total) - kappa
 
 
-def _bessel(order: float, kappa: np.ndarray) -> np.ndarray:
+def _bessel(order: float, kappa: np.ndarray | np.floating) -> np.ndarray | np.floating:
     return gammaln(order + 1) - order * np.log(kappa / 2) + np.log(ive(order, kappa))
 
 # %% ../nbs/02_vmf.ipynb #06066525
-def _debye(order: float, kappa: np.ndarray) -> np.ndarray:
+def _debye(order: float, kappa: np.ndarray | np.floating) -> np.ndarray | np.floating:
     def log_sum(p):
         q = p**2
         u1 = p * (3 - 5 * q) / 24
@@ -46,7 +46,7 @@ def _debye(order: float, kappa: np.ndarray) -> np.ndarray:
     return exponent - np.log1p(excess / order) / 2 + log_sum(order / root) - log_sum(1.0)
 
 
-def _log_scaled_m(dim: int, kappa: np.ndarray) -> np.ndarray:
+def _log_scaled_m(dim: int, kappa: np.ndarray | np.floating) -> np.ndarray | np.floating:
     order = dim / 2 - 1
     if order >= 250:
         return _debye(order, kappa)
