@@ -37,7 +37,7 @@ def config_options() -> list[inspect.Parameter]:  # one keyword parameter for ea
     for field in fields(Config):
         kind, default = types[field.name], field.default
         if kind == Sequence[int]:
-            kind, default = list[int], list(default)
+            kind, default = list[int], list(Config().seeds)
         option = Annotated[kind, typer.Option(help=comments[field.name])]
         parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option))
     return parameters

@@ -50,7 +50,7 @@ def invalid(
 # %% ../nbs/00_core.ipynb #85aacf52
 def check_integer(
     argument: str,  # name of the argument
-    value: object,  # the value to check
+    value: Any,  # the value to check
     low: int,  # smallest allowed value
     high: float = math.inf,  # largest allowed value
     fix: str = "",  # the usual fix, a full sentence
@@ -64,7 +64,7 @@ def check_integer(
 
 def check_real(
     argument: str,  # name of the argument
-    value: object,  # the value to check
+    value: Any,  # the value to check
     low: float,  # lower bound
     high: float = math.inf,  # upper bound, allowed itself
     open_low: bool = False,  # whether `low` itself is excluded
@@ -80,7 +80,7 @@ def check_real(
 
 def check_choice(
     argument: str,  # name of the argument
-    value: object,  # the value to check
+    value: Any,  # the value to check
     allowed: Iterable[str],  # the allowed names
 ) -> str:  # the value
     "Raise a `ValueError` that lists the allowed names, nearest first, unless `value` is one of them."

@@ -173,7 +173,7 @@ class ClusterDGP(nn.Module):
         check_device("generator", generator, self.device)
         instance = self.sample_labels(n, generator)
         label = self.instance_class[instance]
-        z = self.distribution(label).sample(generator=generator)
+        z = self.distribution(label).sample(generator=generator)  # type: ignore[call-arg]  # ours take a generator
         if self.label_noise > 0:
             shown = torch.multinomial(self.swaps[label], 1, generator=generator)[:, 0]
             instance = torch.where(shown == label, instance, self.sample_instances(shown, generator))

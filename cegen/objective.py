@@ -21,7 +21,9 @@ from .model import Head
 class Objective(Protocol):
     "What training minimises."
 
-    name: str  # how the objective is called in results
+    @property
+    def name(self) -> str:
+        "How the objective is called in results."
 
     def n_rows(
         self,

@@ -64,7 +64,9 @@ def test_kappa_may_differ_between_classes():
 
 def test_own_class_vectors_instance_map_and_conditional_are_used():
     vectors, instances = torch.eye(4), torch.tensor([3, 3, 0, 1, 2])
-    dgp = ClusterDGP(4, 4, 5, class_vectors=vectors, instance_class=instances, conditional=lambda mu: ProjectedNormal(mu, 0.01))
+    dgp = ClusterDGP(
+        4, 4, 5, class_vectors=vectors, instance_class=instances, conditional=lambda mu: ProjectedNormal(mu, 0.01)
+    )
     z, instance, label = draw(dgp, 500)
     assert torch.equal(dgp.class_vectors, vectors)
     assert torch.equal(label, instances[instance])

@@ -51,7 +51,9 @@ def test_affine_r2_and_pearson_do_not_change_under_affine_maps_of_the_code(d, se
     code = z + rng.normal(size=z.shape)
     moved = code @ (np.eye(d) + 0.3 * rng.normal(size=(d, d)) / d) + shift
     assert probe.r2_affine(*halves(z, moved)) == pytest.approx(probe.r2_affine(*halves(z, code)), abs=1e-6)
-    assert probe.pearson_per_factor(*halves(z, moved)) == pytest.approx(probe.pearson_per_factor(*halves(z, code)), abs=1e-6)
+    assert probe.pearson_per_factor(*halves(z, moved)) == pytest.approx(
+        probe.pearson_per_factor(*halves(z, code)), abs=1e-6
+    )
 
 
 @settings(max_examples=15, deadline=None)
@@ -154,7 +156,9 @@ def test_bootstrap_interval_covers_the_true_mean_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
     hits = 0
     for seed in range(200):
-        low, high = probe.bootstrap_interval(np.mean, rng.normal(size=(60, 1)), n_bootstrap=200, level=0.9, generator=seed)
+        low, high = probe.bootstrap_interval(
+            np.mean, rng.normal(size=(60, 1)), n_bootstrap=200, level=0.9, generator=seed
+        )
         hits += low <= 0 <= high
     assert 0.82 <= hits / 200 <= 0.96  # 0.9 ± 3 standard errors, the bootstrap of 60 rows being slightly too narrow
 

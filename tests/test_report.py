@@ -11,13 +11,34 @@ import torch
 
 from cegen import report
 
-DEFAULT = dict(objective="diet", case="C4", dim=5, n_classes=100, n_instances=1000, conditional="vmf", concentration=10.0,
-               g_law="published", steps=2000)
+DEFAULT = dict(
+    objective="diet",
+    case="C4",
+    dim=5,
+    n_classes=100,
+    n_instances=1000,
+    conditional="vmf",
+    concentration=10.0,
+    g_law="published",
+    steps=2000,
+)
 
 
 def run(seed=0, **values):
-    scores = dict(r2_z=0.98, r2_z_low=0.97, r2_z_high=0.99, official_r2_z=0.981, r2_w=0.99, r2_w_random=-0.06, official_r2_w=0.995,
-                  excess=0.012, floor_se=0.003, beta=9.7, kappa=10.0, seconds=31.4)
+    scores = dict(
+        r2_z=0.98,
+        r2_z_low=0.97,
+        r2_z_high=0.99,
+        official_r2_z=0.981,
+        r2_w=0.99,
+        r2_w_random=-0.06,
+        official_r2_w=0.995,
+        excess=0.012,
+        floor_se=0.003,
+        beta=9.7,
+        kappa=10.0,
+        seconds=31.4,
+    )
     return report.make_record(**(DEFAULT | scores | {"seed": seed} | values))
 
 
@@ -25,7 +46,9 @@ def run(seed=0, **values):
 
 
 def test_a_record_has_all_fields_and_plain_values():
-    record = report.make_record(r2_z=np.float64(0.5), seed=np.int64(3), loss=torch.tensor(1.5), beta=float("inf"), versions="torch 2")
+    record = report.make_record(
+        r2_z=np.float64(0.5), seed=np.int64(3), loss=torch.tensor(1.5), beta=float("inf"), versions="torch 2"
+    )
     assert list(record) == [*report.FIELDS, "versions"]
     assert [record[k] for k in ("r2_z", "seed", "loss", "beta", "kappa")] == [0.5, 3, 1.5, None, None]
     assert {type(v) for v in record.values()} == {float, int, str, type(None)}
@@ -99,7 +122,9 @@ def test_paper_tables_are_fractions_with_the_papers_columns():
 
 
 def test_means_and_deviations_are_over_seeds_of_one_configuration():
-    runs = [run(s, r2_z=r) for s, r in enumerate((0.97, 0.98, 0.99))] + [run(0, concentration=50.0, r2_z=0.7, excess=None)]
+    runs = [run(s, r2_z=r) for s, r in enumerate((0.97, 0.98, 0.99))] + [
+        run(0, concentration=50.0, r2_z=0.7, excess=None)
+    ]
     table = report.beside_paper(pd.DataFrame(runs))
     assert table.seeds.tolist() == [3, 1]
     assert table.r2_z.tolist() == pytest.approx([0.98, 0.7])
@@ -174,14 +199,18 @@ def test_sphere_shows_all_points_and_colours_a_few_classes():
     axes = report.plot_sphere(vectors, z, label, n_coloured=3).axes[0]
     scatter = next(c for c in axes.collections if hasattr(c, "_offsets3d"))
     assert np.allclose(np.stack(scatter._offsets3d, axis=1), z)
-    colours = np.round(scatter._facecolors[:, :3] if hasattr(scatter, "_facecolors") else scatter.get_facecolor()[:, :3], 3)
+    colours = np.round(
+        scatter._facecolors[:, :3] if hasattr(scatter, "_facecolors") else scatter.get_facecolor()[:, :3], 3
+    )
     assert len(np.unique(colours, axis=0)) == 4
     for count in (0, 50):
         assert report.plot_sphere(vectors.numpy(), z.numpy(), label.numpy(), n_coloured=count).axes
 
 
 def test_history_shows_the_distance_from_the_floor():
-    history = pd.DataFrame({"step": [0, 1, 2], "loss": [5.0, 3.5, 2.9], "r2_z": [0.1, 0.5, 0.9], "r2_w": [None, 0.2, 0.3]})
+    history = pd.DataFrame(
+        {"step": [0, 1, 2], "loss": [5.0, 3.5, 2.9], "r2_z": [0.1, 0.5, 0.9], "r2_w": [None, 0.2, 0.3]}
+    )
     loss, scores = report.plot_history(history, floor=3.0).axes
     assert loss.get_yscale() == "log" and loss.lines[0].get_ydata() == pytest.approx([2.0, 0.5])
     assert {len(line.get_xdata()) for line in scores.lines if len(line.get_xdata())} == {3, 2}

@@ -36,7 +36,9 @@ FAMILIES = {
 POTENTIALS = {
     "normal": (lambda t: t**2 / 2, math.log(2 * math.pi) / 2),
     "laplace": (np.abs, math.log(2)),
-} | {f"shape {p:g}": (lambda t, p=p: np.abs(t) ** p, math.log(2) + math.lgamma(1 + 1 / p)) for p in (1.0, 1.5, 3.0, 8.0)}
+} | {
+    f"shape {p:g}": (lambda t, p=p: np.abs(t) ** p, math.log(2) + math.lgamma(1 + 1 / p)) for p in (1.0, 1.5, 3.0, 8.0)
+}
 
 
 def generator(seed=0):
@@ -119,7 +121,9 @@ def test_tangent_basis_is_orthonormal_everywhere(dim):
     basis = tangent_basis(mu)
     assert basis.shape == (2, mu.shape[1], dim, dim - 1)
     whole = torch.cat([mu[..., None], basis], dim=-1)
-    torch.testing.assert_close(whole.mT @ whole, torch.eye(dim, dtype=torch.float64).expand(2, mu.shape[1], dim, dim), rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        whole.mT @ whole, torch.eye(dim, dtype=torch.float64).expand(2, mu.shape[1], dim, dim), rtol=0, atol=1e-14
+    )
 
 
 def test_random_orthogonal_is_haar():
@@ -202,7 +206,9 @@ def test_projected_density_agrees_with_brute_force(name, scale, dim):
     z = torch.cat([sample_uniform(2, dim, g, torch.float64), mu[None], -mu[None]])
     z = torch.cat([z, family(mu, scale, **parameters).sample((2,), g)])
     expected = [reference_log_prob(name, row, mu.numpy(), scale) for row in z.numpy()]
-    np.testing.assert_allclose(family(mu, scale, **parameters).log_prob(z).numpy(), expected, rtol=0, atol=1e-4 if "shape" in name else 1e-6)
+    np.testing.assert_allclose(
+        family(mu, scale, **parameters).log_prob(z).numpy(), expected, rtol=0, atol=1e-4 if "shape" in name else 1e-6
+    )
 
 
 @pytest.mark.parametrize("scale", [0.2, 1.0])
@@ -230,7 +236,9 @@ def test_projected_density_integrates_to_one_on_the_sphere(name):
     angle = np.arange(160) * (2 * math.pi / 160)
     h, a = (torch.from_numpy(v).reshape(-1) for v in np.meshgrid(height, angle, indexing="ij"))
     z = torch.stack([(1 - h**2).sqrt() * a.cos(), (1 - h**2).sqrt() * a.sin(), h], dim=-1)
-    density = family(normalize(torch.tensor([0.5, -0.3, 0.8], dtype=torch.float64)), 0.7, **parameters).log_prob(z).exp()
+    density = (
+        family(normalize(torch.tensor([0.5, -0.3, 0.8], dtype=torch.float64)), 0.7, **parameters).log_prob(z).exp()
+    )
     total = (density.reshape(80, 160).mean(1).numpy() * weight).sum() * 2 * math.pi
     assert total == pytest.approx(1, abs=1e-3)
 
@@ -249,7 +257,9 @@ def test_projected_samples_follow_the_density(name, dtype, scale):
     angle = torch.atan2(z[:, 1], z[:, 0]).remainder(2 * math.pi).numpy()
     edges = np.linspace(0, 2 * math.pi, 4001)
     assert stats.kstest(angle, lambda t: np.interp(t, edges, cdf)).pvalue > P_MIN
-    assert stats.kstest(angle + 0.2 * scale, lambda t: np.interp(t, edges, cdf)).pvalue < P_MIN  # a small turn is noticed
+    assert (
+        stats.kstest(angle + 0.2 * scale, lambda t: np.interp(t, edges, cdf)).pvalue < P_MIN
+    )  # a small turn is noticed
 
 
 def test_generalised_normal_contains_the_other_two():

@@ -49,7 +49,9 @@ def test_posterior_is_calibrated(conditional, extra):
             assert abs(shown[inside].mean() - posterior[inside].mean()) < 0.03
 
 
-@pytest.mark.parametrize("extra", [{}, {"label_noise": 0.4, "noisy_classes": 3}, {"class_weights": torch.arange(1.0, 7)}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"label_noise": 0.4, "noisy_classes": 3}, {"class_weights": torch.arange(1.0, 7)}]
+)
 def test_surprise_averages_to_the_floor_at_both_levels(extra):
     dgp = ClusterDGP(3, 6, 40, kappa=8.0, seed=1, **extra)
     z, instance, label = dgp.sample(20_000, random_stream(3, "data"))

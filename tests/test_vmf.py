@@ -52,7 +52,9 @@ def test_entropy_equals_scipy(dim, kappa):
 @pytest.mark.parametrize("dim", [2, 3, 4, 5, 20, 100, 499, 500, 501, 502, 503, 504, 1000, 5000])
 def test_normalizer_equals_60_digit_arithmetic(dim):
     kappas = [1e-3, 1e-2, 0.1, 1.0, 1.4, 2.0, 3.0, 10.0, 44.7, 100.0, 1e3, 1e4]
-    kappas += [2 * math.sqrt(dim / 2) * factor for factor in (0.999999, 1.0, 1.000001)]  # where series and Bessel function meet
+    kappas += [
+        2 * math.sqrt(dim / 2) * factor for factor in (0.999999, 1.0, 1.000001)
+    ]  # where series and Bessel function meet
     found = log_normalizer(dim, torch.tensor(kappas, dtype=torch.float64)).numpy()
     expected = [float(-exact_log_m(dim, kappa) - log_sphere_area(dim)) for kappa in kappas]
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-11)
@@ -63,7 +65,9 @@ def test_mean_length_equals_60_digit_arithmetic(dim):
     kappas = [1e-3, 0.1, 1.0, 10.0, 100.0, 1e4]
     found = mean_resultant_length(dim, torch.tensor(kappas, dtype=torch.float64)).numpy()
     with mpmath.workdps(60):
-        expected = [float(mpmath.mpf(k) / dim * mpmath.exp(exact_log_m(dim + 2, k) - exact_log_m(dim, k))) for k in kappas]
+        expected = [
+            float(mpmath.mpf(k) / dim * mpmath.exp(exact_log_m(dim + 2, k) - exact_log_m(dim, k))) for k in kappas
+        ]
     np.testing.assert_allclose(found, expected, rtol=1e-11)
 
 
@@ -154,7 +158,9 @@ def test_log_prob_mean_and_entropy_pass_gradcheck():
     assert torch.autograd.gradcheck(log_prob, (z, mu, kappa))
     assert torch.autograd.gradgradcheck(log_prob, (z, mu, kappa))
     for name in ("mean", "variance"):
-        assert torch.autograd.gradcheck(lambda kappa, name=name: getattr(VonMisesFisher(mu.detach(), kappa), name), (kappa,))
+        assert torch.autograd.gradcheck(
+            lambda kappa, name=name: getattr(VonMisesFisher(mu.detach(), kappa), name), (kappa,)
+        )
     assert torch.autograd.gradcheck(lambda kappa: VonMisesFisher(mu.detach(), kappa).entropy(), (kappa,))
 
 
@@ -225,7 +231,9 @@ def test_direction_around_mu_is_uniform(dim, kappa, dtype):
         assert stats.kstest(turn.numpy(), stats.uniform.cdf).pvalue > P_MIN
     else:
         for k in range(dim - 1):
-            assert stats.kstest(((1 + t[:, k]) / 2).numpy(), stats.beta((dim - 2) / 2, (dim - 2) / 2).cdf).pvalue > P_MIN
+            assert (
+                stats.kstest(((1 + t[:, k]) / 2).numpy(), stats.beta((dim - 2) / 2, (dim - 2) / 2).cdf).pvalue > P_MIN
+            )
 
 
 def test_direction_and_distance_are_independent():
@@ -319,7 +327,9 @@ def test_works_inside_torch_distributions():
     clouds = torch.distributions.Independent(VonMisesFisher(mu, 4.0), 1)
     z = clouds.sample()
     assert clouds.log_prob(z).shape == ()
-    mixture = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(torch.ones(3)), VonMisesFisher(mu, 4.0))
+    mixture = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.ones(3)), VonMisesFisher(mu, 4.0)
+    )
     each = VonMisesFisher(mu, 4.0).log_prob(z[:, None])
     torch.testing.assert_close(mixture.log_prob(z), each.logsumexp(-1) - math.log(3))
 

@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def default_row() -> None:
     "Three seeds of the default row with unit rows and features (C1) and with all free (C4); a killed run continues."
-    results = [identify(Config(case=case, seeds=(0, 1, 2)), out=ROOT / "runs" / f"default_row_{case}") for case in ("C1", "C4")]
+    results = [
+        identify(Config(case=case, seeds=(0, 1, 2)), out=ROOT / "runs" / f"default_row_{case}") for case in ("C1", "C4")
+    ]
     write_json(
         ROOT / "results" / "default_row.json",
         {"environment": results[0].environment, "records": [record for result in results for record in result.records]},
