@@ -56,7 +56,9 @@ def plain_errors() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def with_config_options(command: typing.Callable) -> typing.Callable:
+def with_config_options(
+    command: typing.Callable,  # a function that takes **config
+) -> typing.Callable:  # the same function, with a signature for typer
     "Give a command that takes **config one option for each field of `Config`."
     own = [p for p in inspect.signature(command).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     parameters = [*config_options(), *own]
@@ -69,9 +71,9 @@ def with_config_options(command: typing.Callable) -> typing.Callable:
 @with_config_options
 def identify_command(
     *,
-    out: Annotated[Path | None, typer.Option(help="folder for result.json and checkpoints; a killed run continues")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")] = False,
-    **config: Any,
+    out: Annotated[Path | None, typer.Option(help="folder for result.json and checkpoints; a killed run continues")] = None,  # where results go
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")] = False,  # JSON instead of text
+    **config: Any,  # fields of `Config`
 ) -> None:
     "Sample a world, train on it, and say how linearly the latents come back."
     with plain_errors():
@@ -81,7 +83,7 @@ def identify_command(
 
 @app.command()
 def report(
-    path: Annotated[Path, typer.Argument(help="a result.json, or a folder that holds some")],
+    path: Annotated[Path, typer.Argument(help="a result.json, or a folder that holds some")],  # where results lie
 ) -> None:
     "Show stored results."
     with plain_errors():

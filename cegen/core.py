@@ -128,7 +128,10 @@ class Source(Protocol):
     def device(self) -> torch.device:
         "Where the batches are made."
 
-    def to(self, device: torch.device) -> "Source":
+    def to(
+        self,
+        device: torch.device,  # where the batches shall be made
+    ) -> "Source":  # itself
         "The same source on another device."
 
     def sample(

@@ -194,8 +194,8 @@ class Score(float):
     "A number with an interval: a float with `low` and `high`."
 
     __slots__ = ("high", "low")
-    low: float
-    high: float
+    low: float  # lower end of the interval
+    high: float  # upper end of the interval
 
     def __new__(
         cls,

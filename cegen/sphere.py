@@ -194,7 +194,7 @@ class SphereDistribution(Distribution):
 
     def expand(
         self,
-        batch_shape,  # the larger batch shape
+        batch_shape: torch.Size | tuple[int, ...] | list[int],  # the larger batch shape
         _instance=None,  # used by PyTorch only
     ):  # a distribution of this batch shape that shares the parameters' memory
         "The same distribution, repeated to a larger batch shape."
