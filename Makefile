@@ -84,8 +84,8 @@ readme: $(VENV)/.dev  ## render README.md from nbs/index.ipynb
 results: $(VENV)/.dev  ## compute the front page's table and picture again (six runs, some minutes)
 	$(BIN)/python tools/front_page.py
 
-results: $(VENV)/.dev  ## compute the front page's table and picture again (about 3 minutes)
-	$(BIN)/python tools/front_page.py
+bench: $(VENV)/.dev  ## measure the sampler and one training step on this machine
+	$(BIN)/python tools/bench.py
 
 clean:  ## remove what was built here; runs/ and the environment in .venv stay
 	rm -rf _proc _docs build dist *.egg-info nbs/nbdev.yml
