@@ -121,7 +121,13 @@ class _Reader:
     def parameter(self, node: ast.AST, name: str, annotation: ast.AST | None, default: ast.AST | None) -> Parameter:
         last = max(n.end_lineno for n in (node, annotation, default) if n is not None)
         comment = self.comments.get(last) or self.comments.get(node.lineno, "")
-        return Parameter(name, self.text(annotation), self.text(default), comment)
+        kind = self.text(annotation)
+        if isinstance(annotation, ast.Subscript) and self.text(annotation.value) == "Annotated":  # a command's option
+            bare, option = annotation.slice.elts[:2]
+            kind = self.text(bare)
+            helps = [k.value.value for k in getattr(option, "keywords", []) if k.arg == "help"]
+            comment = comment or (helps[0] if helps else "")
+        return Parameter(name, kind, self.text(default), comment)
 
 
 def lookup(name: str, module: str | None = None) -> Symbol | None:

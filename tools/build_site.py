@@ -169,12 +169,26 @@ def render_with_stand_in() -> None:
     index.write_text(re.sub(r"\\\\([A-Za-z]+) ?", spoken_symbol, text), encoding="utf-8")
 
 
+# Bars that open and close: latex2mathml forgets which is which, and a browser then spaces and stretches them wrongly.
+BARS = {r"\lvert": ("\ue000", "prefix", "|"), r"\rvert": ("\ue001", "postfix", "|")}
+BARS |= {r"\lVert": ("\ue002", "prefix", "‖"), r"\rVert": ("\ue003", "postfix", "‖")}
+
+
+def mathml(tex: str, display: str) -> str:
+    "One formula as MathML."
+    for command, (mark, _, _) in BARS.items():
+        tex = re.sub(rf"(?<!\\left)(?<!\\right){re.escape(command)}(?![A-Za-z])", mark, tex)
+    found = convert(tex, display=display)
+    for mark, form, bar in BARS.values():
+        found = re.sub(rf"<m[io][^>]*>{mark}</m[io]>", f'<mo form="{form}" stretchy="false">{bar}</mo>', found)
+    return found
+
+
 def with_mathml(page: str) -> str:
     "Replace every formula that waits for a script by MathML, which a browser shows by itself."
 
     def formula(match: re.Match) -> str:
-        display = "block" if match["kind"] == "display" else "inline"
-        return convert(html.unescape(match["tex"]).strip(), display=display)
+        return mathml(html.unescape(match["tex"]).strip(), "block" if match["kind"] == "display" else "inline")
 
     span = r'<span class="math (?P<kind>inline|display)">\\[(\[](?P<tex>.*?)\\[)\]]</span>'
     return re.sub(span, formula, page, flags=re.DOTALL)

@@ -1,5 +1,6 @@
 """Run the reference and theory notebooks again, in place, so that the stored outputs are those of the code as it is."""
 
+import os
 import re
 import sys
 import time
@@ -27,6 +28,7 @@ class Rerun(NotebookClient):
 
 
 def main(names: list[str]) -> None:
+    os.environ["CEGEN_PROGRESS"] = "0"  # a stored progress bar tells nobody anything
     for path in [Path(name).resolve() for name in names] or default_notebooks():
         start = time.monotonic()
         notebook = nbformat.read(path, as_version=4)
