@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AssumptionViolated', 'TrainingDiverged', 'CheckpointError', 'invalid', 'check_integer', 'check_real', 'check_choice',
            'check_finite', 'Batch', 'Source', 'stream_seed', 'random_stream', 'as_generator', 'choose_device',
-           'check_device', 'write_atomically', 'write_json', 'check_writable']
+           'check_device', 'check_dtype', 'write_atomically', 'write_json', 'check_writable']
 
 # %% ../nbs/00_core.ipynb #4e163f97
 import difflib
@@ -195,6 +195,17 @@ def check_device(
         fix = f"Move it with {argument}.to({str(device)!r})." if isinstance(value, Tensor) else (
             f"Make it with torch.Generator(device={str(device)!r}).")
         raise invalid(argument, f"on {value.device}", f"on {device}", fix)
+
+
+def check_dtype(
+    argument: str,  # name of the tensor
+    value: Tensor,  # what will be computed with
+    dtype: torch.dtype,  # precision of the weights that it meets
+) -> None:
+    "Raise a `ValueError` unless the tensor has the precision of the weights that it meets."
+    if value.dtype != dtype:
+        convert = {torch.float32: "float()", torch.float64: "double()"}.get(dtype, f"to({dtype})")
+        raise invalid(argument, f"of {value.dtype}", f"of {dtype}", f"Convert it with {argument}.{convert}.")
 
 # %% ../nbs/00_core.ipynb #9ff56aee
 def write_atomically(

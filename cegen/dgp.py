@@ -212,7 +212,7 @@ class ClusterDGP(nn.Module):
             raise invalid("class_vectors", f"{vectors.dtype} of shape {tuple(vectors.shape)}",
                           f"floating point of shape ({self.n_classes}, {self.dim})", "One row a class.")
         check_unit("class_vectors", vectors)
-        return vectors.clone()
+        return vectors.to(torch.get_default_dtype(), copy=True)
 
     def _checked_instances(self, instance_class: Tensor | None) -> Tensor:
         if instance_class is None:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .core import check_choice, check_finite, check_integer, check_real, invalid, random_stream
+from .core import check_choice, check_dtype, check_finite, check_integer, check_real, invalid, random_stream
 
 # %% ../nbs/04_mixing.ipynb #050ebdd8
 def best_conditioned(
@@ -83,6 +83,7 @@ class InvertibleMLP(nn.Module):
         "The observation of each latent, x = g(z)."
         if z.shape[-1] != self.dim:
             raise invalid("z", f"shape {tuple(z.shape)}", f"(…, {self.dim})", "Latents are rows.")
+        check_dtype("z", z, self.weights.dtype)
         h = z @ self.weights[0].T
         for weight in self.weights[1:]:
             h = nn.functional.leaky_relu(h, self.negative_slope) @ weight.T
@@ -95,6 +96,7 @@ class InvertibleMLP(nn.Module):
         "The latent of each observation, z = g⁻¹(x)."
         if x.shape[-1] != self.observed_dim:
             raise invalid("x", f"shape {tuple(x.shape)}", f"(…, {self.observed_dim})", "Observations are rows.")
+        check_dtype("x", x, self.weights.dtype)
         check_finite("x", x)
         h = x if self.embedding is None else x @ self.embedding
         inverses = torch.linalg.inv(self.weights.double()).to(x.dtype)

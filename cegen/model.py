@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .core import as_generator, check_choice, check_integer, check_real, invalid
+from .core import as_generator, check_choice, check_dtype, check_integer, check_real, invalid
 
 # %% ../nbs/07_model.ipynb #fac5de0f
 def linear(
@@ -111,6 +111,7 @@ class Encoder(nn.Module):
         "The features of each observation."
         if x.ndim != 2 or x.shape[1] != self.in_dim:
             raise invalid("x", f"shape {tuple(x.shape)}", f"(n, {self.in_dim})", "Observations are rows.")
+        check_dtype("x", x, next(self.parameters()).dtype)
         return self.net(x)
 
 # %% ../nbs/07_model.ipynb #cdc67174

@@ -88,8 +88,11 @@ def check_head(
     objective: Objective,  # what it shall predict
     source: Source,  # where the batches come from
 ) -> None:
-    "Raise a `ValueError` unless the head has a row for each label."
+    "Raise a `ValueError` unless there are labels to tell apart and the head has a row for each."
     n_rows = objective.n_rows(source)
+    if n_rows < 2:
+        raise invalid("source", f"with {n_rows} label for objective {objective.name!r}", "a source with at least two labels",
+                      "With one label there is nothing to predict.")
     if isinstance(head, Head) and len(head.weight) != n_rows:
         raise invalid("head", f"with {len(head.weight)} rows", f"a head with {n_rows} rows for objective {objective.name!r}",
                       f"Use Head({n_rows}, dim).")
