@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -57,8 +57,8 @@ def plain_errors() -> Iterator[None]:
 
 
 def with_config_options(
-    command: typing.Callable,  # a function that takes **config
-) -> typing.Callable:  # the same function, with a signature for typer
+    command: Callable,  # a function that takes **config
+) -> Callable:  # the same function, with a signature for typer
     "Give a command that takes **config one option for each field of `Config`."
     own = [p for p in inspect.signature(command).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     parameters = [*config_options(), *own]

@@ -49,7 +49,8 @@ FIELDS = {
     "loss": "cross-entropy on fresh samples, in nats",
     "floor": "the smallest cross-entropy that any model can have, in nats",
     "floor_se": "standard error of the floor",
-    "excess": "loss minus floor, in nats",
+    "excess": "loss minus floor on the same samples, in nats",
+    "excess_se": "standard error of the excess",
     "beta": "effective inverse temperature β",
     "kappa": "concentration κ that the theorem compares β with",
 }
@@ -222,7 +223,7 @@ def _lines(group: pd.DataFrame) -> list[str]:
     rows = [
         ("R² z̃→z", _number(group.r2_z), f"95 % interval {one.r2_z_low:.3f} to {one.r2_z_high:.3f}" if interval else ""),
         ("R² w→v", _number(group.r2_w), f"random codes {_mean(group.r2_w_random, 3)}"),
-        ("excess loss", _number(group.excess, 4), f"nats over the Bayes optimum (standard error {_mean(group.floor_se, 4)})"),
+        ("excess loss", _number(group.excess, 4), f"nats over the Bayes optimum (standard error {_mean(group.excess_se, 4)})"),
         ("β", _number(group.beta, 2), f"κ is {_mean(group.kappa, 2)}"),
         ("seconds", _number(group.seconds, 1), ""),
     ]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'CHECKPOINT', 'Callback', 'schedule', 'Settings', 'autocast', 'training_step', 'evaluate', 'Run',
            'make_optimizer', 'save_checkpoint', 'load_checkpoint', 'run_tensors', 'save_run', 'resume_run', 'mean_loss',
-           'FitResult', 'progress', 'fit', 'make_settings', 'start_run', 'set_rates']
+           'FitResult', 'progress', 'look', 'fit', 'make_settings', 'start_run', 'set_rates']
 
 # %% ../nbs/09_train.ipynb #4eda5866
 import json
@@ -293,6 +293,20 @@ def progress(
     steps = range(run.step + 1, run.settings.steps + 1)
     return tqdm(steps, initial=run.step, total=run.settings.steps, desc=run.objective.name, mininterval=5, disable=hidden)
 
+# %% ../nbs/09_train.ipynb #a1c0ffef
+def look(
+    run: Run,  # the run
+    train_loss: float,  # mean loss since the last look
+    callbacks: Iterable[Callback],  # called with (step, encoder, head)
+) -> dict[str, float]:  # step, train_loss, loss and what the callbacks returned
+    "One row of the curve."
+    settings = run.settings
+    loss = evaluate(run.source, run.encoder, run.head, run.objective, settings.n_eval, settings.seed)
+    row = {"step": run.step, "train_loss": train_loss, "loss": loss}
+    for callback in callbacks:
+        row.update(callback(run.step, run.encoder, run.head) or {})
+    return row
+
 # %% ../nbs/09_train.ipynb #92c6c11a
 def fit(
     source: Source,  # where batches come from; moved to the device
@@ -306,10 +320,11 @@ def fit(
 ) -> FitResult:  # trained modules and the curve
     "Minimise an objective over encoder and head; see `Settings` for sizes, rates and seed."
     run = start_run(source, encoder, head, get_objective(objective), make_settings(settings), choose_device(device))
+    source, encoder, head = run.source, run.encoder, run.head
     folder = None if checkpoint is None else check_writable(checkpoint)
     if folder is not None and (folder / CHECKPOINT).exists():
         resume_run(run, folder)
-    run.encoder.train()
+    encoder.train()
     losses: list[Tensor] = []
     clock = time.perf_counter() - run.seconds
     for step in (bar := progress(run)):
@@ -321,17 +336,14 @@ def fit(
             if step % 50 == 0:
                 mean_loss(losses[-50:], step - len(losses[-50:]) + 1, batch, run.settings)
             continue
-        row = {"step": step, "train_loss": mean_loss(losses, step - len(losses) + 1, batch, run.settings)}
+        row = look(run, mean_loss(losses, step - len(losses) + 1, batch, run.settings), callbacks)
         losses.clear()
-        row["loss"] = evaluate(source, encoder, head, run.objective, run.settings.n_eval, run.settings.seed)
-        for callback in callbacks:
-            row.update(callback(step, encoder, head) or {})
         run.seconds = time.perf_counter() - clock
         run.history.append({**row, "seconds": run.seconds})
         bar.set_postfix(loss=f"{row['loss']:.3f}")
         if folder is not None:
             save_run(run, folder)
-    run.encoder.eval()
+    encoder.eval()
     return FitResult(encoder, head, run.objective, run.settings, pd.DataFrame(run.history), run.seconds, source.device)
 
 # %% ../nbs/09_train.ipynb #fb56ab5a
