@@ -51,7 +51,7 @@ def named_conditional(
     mu: Float[Tensor, "*n d"],  # class vectors
     kappa: float | Float[Tensor, ""] | Float[Tensor, "*n"],  # concentration ≥ 0, used by "vmf"
     scale: float,  # noise scale > 0, used by the projected families
-    shape: float,  # exponent > 0 of the generalised normal: 1 is Laplace, 2 normal
+    shape: float,  # exponent ≥ 1 of the generalised normal: 1 is Laplace, 2 normal
 ) -> Distribution:  # one distribution for each row of `mu`
     "The paper's conditionals by name."
     if name == "vmf":
@@ -75,6 +75,59 @@ def swap_matrix(
     T[classes[:, None], classes[None, :]] = within
     return T
 
+# %% ../nbs/03_dgp.ipynb #d9900002
+def _kappa(kappa: float | Tensor, n_classes: int) -> Tensor:
+    kappa = torch.as_tensor(kappa, dtype=torch.get_default_dtype())
+    if kappa.shape not in ((), (n_classes,)):
+        raise invalid("kappa", f"shape {tuple(kappa.shape)}", f"a number or {n_classes} numbers, one a class")
+    if not bool((torch.isfinite(kappa) & (kappa >= 0)).all()):
+        raise invalid("kappa", kappa.tolist(), "finite and ≥ 0", "κ = 0 is the uniform law, κ = 10 the paper's default.")
+    return kappa
+
+
+def _class_vectors(vectors: str | Tensor, n_classes: int, dim: int, concentration: float, seed: int) -> Tensor:
+    if isinstance(vectors, str):
+        concentration = check_real("class_concentration", concentration, low=0)
+        return draw_class_vectors(vectors, n_classes, dim, random_stream(seed, "class vectors"), concentration)
+    vectors = torch.as_tensor(vectors)
+    if vectors.shape != (n_classes, dim) or not vectors.is_floating_point():
+        raise invalid("class_vectors", f"{vectors.dtype} of shape {tuple(vectors.shape)}",
+                      f"floating point of shape ({n_classes}, {dim})", "One row a class.")
+    check_unit("class_vectors", vectors)
+    return vectors.to(torch.get_default_dtype(), copy=True)
+
+# %% ../nbs/03_dgp.ipynb #d9900004
+def _instance_class(instance_class: Tensor | None, n_instances: int, n_classes: int) -> Tensor:
+    if instance_class is None:
+        return torch.arange(n_instances) % n_classes
+    instance_class = torch.as_tensor(instance_class)
+    if instance_class.shape != (n_instances,) or instance_class.is_floating_point():
+        raise invalid("instance_class", f"{instance_class.dtype} of shape {tuple(instance_class.shape)}",
+                      f"{n_instances} integers", "It gives the class of each instance.")
+    odd = set(range(n_classes)) ^ set(instance_class.tolist())
+    if odd:
+        raise invalid("instance_class", f"missing or unknown classes {sorted(odd)[:5]}", f"onto 0 … {n_classes - 1}",
+                      "Every class must be in use and no other.")
+    return instance_class.long()
+
+
+def _class_weights(weights: Tensor, n_classes: int) -> Tensor:
+    weights = torch.as_tensor(weights, dtype=torch.get_default_dtype())
+    if weights.shape != (n_classes,) or not bool((torch.isfinite(weights) & (weights > 0)).all()):
+        raise invalid("class_weights", weights.tolist(), f"{n_classes} finite numbers > 0",
+                      "Give one relative frequency a class.")
+    return weights
+
+
+def _swaps(share: float, noisy: int | Sequence[int] | None, n_classes: int) -> Tensor:
+    if share == 0:
+        return torch.eye(0)
+    labels = sorted(set(range(n_classes) if noisy is None else range(noisy) if isinstance(noisy, int) else noisy))
+    if len(labels) < 2 or labels[0] < 0 or labels[-1] >= n_classes:
+        raise invalid("noisy_classes", noisy, f"at least two class labels below {n_classes}",
+                      "Labels can only be swapped among two or more classes.")
+    return swap_matrix(n_classes, share, torch.tensor(labels))
+
 # %% ../nbs/03_dgp.ipynb #7cfdf25a
 class ClusterDGP(nn.Module):
     "Latents clustered around class vectors on the sphere (the paper's assumptions 1–3)."
@@ -87,7 +140,7 @@ class ClusterDGP(nn.Module):
         kappa: float | Float[Tensor, " C"] = 10.0,  # vMF concentration ≥ 0, one for all classes or one each
         conditional: str | Conditional = "vmf",  # a name, or a function from class vectors to distributions
         scale: float = 1.0,  # noise scale > 0 of the projected conditionals
-        shape: float = 1.5,  # exponent > 0 of "generalized_normal"
+        shape: float = 1.5,  # exponent ≥ 1 of "generalized_normal"
         class_vectors: str | Float[Tensor, "C d"] = "uniform",  # a law, or the unit vectors themselves
         class_concentration: float = 10.0,  # concentration ≥ 0 of "concentrated" class vectors
         instance_class: Int[Tensor, " N"] | None = None,  # C(i) for each instance; default i mod |C|
@@ -103,15 +156,16 @@ class ClusterDGP(nn.Module):
                                        fix="Every class needs an instance: raise n_instances or lower n_classes.")
         self.conditional = conditional if callable(conditional) else check_choice("conditional", conditional, CONDITIONALS)
         self.scale = check_real("scale", scale, low=0, open_low=True)
-        self.shape = check_real("shape", shape, low=0, open_low=True)
+        self.shape = check_real("shape", shape, low=1)
         self.label_noise = check_real("label_noise", label_noise, low=0, high=1)
 
-        self.register_buffer("kappa", self._checked_kappa(kappa))
-        self.register_buffer("class_vectors", self._checked_vectors(class_vectors, class_concentration, seed))
-        self.register_buffer("instance_class", self._checked_instances(instance_class))
+        self.register_buffer("kappa", _kappa(kappa, n_classes))
+        self.register_buffer("class_vectors", _class_vectors(class_vectors, n_classes, dim, class_concentration, seed))
+        self.register_buffer("instance_class", _instance_class(instance_class, n_instances, n_classes))
         self.register_buffer("class_size", torch.bincount(self.instance_class, minlength=n_classes))
-        self.register_buffer("class_probability", self._checked_weights(class_weights))
-        self.register_buffer("swaps", self._checked_swaps(noisy_classes))
+        share = self.class_size if class_weights is None else _class_weights(class_weights, n_classes)
+        self.register_buffer("class_probability", share / share.sum())
+        self.register_buffer("swaps", _swaps(self.label_noise, noisy_classes, n_classes))
         self.uniform_labels = class_weights is None
         # Instances sorted by class: those of class c start at class_start[c].
         self.register_buffer("by_class", torch.argsort(self.instance_class, stable=True), persistent=False)
@@ -193,55 +247,3 @@ class ClusterDGP(nn.Module):
         except NotImplementedError as error:
             raise invalid("conditional", self.conditional, "a distribution with a log_prob",
                           "The Bayes floor needs the density; give the distribution one.") from error
-
-    def _checked_kappa(self, kappa: float | Tensor) -> Tensor:
-        kappa = torch.as_tensor(kappa, dtype=torch.get_default_dtype())
-        if kappa.shape not in ((), (self.n_classes,)):
-            raise invalid("kappa", f"shape {tuple(kappa.shape)}", f"a number or {self.n_classes} numbers, one a class")
-        if not bool((torch.isfinite(kappa) & (kappa >= 0)).all()):
-            raise invalid("kappa", kappa.tolist(), "finite and ≥ 0", "κ = 0 is the uniform law, κ = 10 the paper's default.")
-        return kappa
-
-    def _checked_vectors(self, vectors: str | Tensor, concentration: float, seed: int) -> Tensor:
-        if isinstance(vectors, str):
-            concentration = check_real("class_concentration", concentration, low=0)
-            generator = random_stream(seed, "class vectors")
-            return draw_class_vectors(vectors, self.n_classes, self.dim, generator, concentration)
-        vectors = torch.as_tensor(vectors)
-        if vectors.shape != (self.n_classes, self.dim) or not vectors.is_floating_point():
-            raise invalid("class_vectors", f"{vectors.dtype} of shape {tuple(vectors.shape)}",
-                          f"floating point of shape ({self.n_classes}, {self.dim})", "One row a class.")
-        check_unit("class_vectors", vectors)
-        return vectors.to(torch.get_default_dtype(), copy=True)
-
-    def _checked_instances(self, instance_class: Tensor | None) -> Tensor:
-        if instance_class is None:
-            return torch.arange(self.n_instances) % self.n_classes
-        instance_class = torch.as_tensor(instance_class)
-        if instance_class.shape != (self.n_instances,) or instance_class.is_floating_point():
-            raise invalid("instance_class", f"{instance_class.dtype} of shape {tuple(instance_class.shape)}",
-                          f"{self.n_instances} integers", "It gives the class of each instance.")
-        missing = set(range(self.n_classes)) ^ set(instance_class.tolist())
-        if missing:
-            raise invalid("instance_class", f"labels {sorted(missing)[:5]}", f"onto 0 … {self.n_classes - 1}",
-                          "Every class must be in use and no other.")
-        return instance_class.long()
-
-    def _checked_weights(self, weights: Tensor | None) -> Tensor:
-        if weights is None:
-            return self.class_size / self.n_instances
-        weights = torch.as_tensor(weights, dtype=torch.get_default_dtype())
-        if weights.shape != (self.n_classes,) or not bool((torch.isfinite(weights) & (weights > 0)).all()):
-            raise invalid("class_weights", weights.tolist(), f"{self.n_classes} finite numbers > 0",
-                          "Give one relative frequency a class.")
-        return weights / weights.sum()
-
-    def _checked_swaps(self, noisy: int | Sequence[int] | None) -> Tensor:
-        if self.label_noise == 0:
-            return torch.eye(0)
-        classes = range(self.n_classes) if noisy is None else range(noisy) if isinstance(noisy, int) else noisy
-        labels = sorted(set(classes))
-        if len(labels) < 2 or labels[0] < 0 or labels[-1] >= self.n_classes:
-            raise invalid("noisy_classes", noisy, f"at least two class labels below {self.n_classes}",
-                          "Labels can only be swapped among two or more classes.")
-        return swap_matrix(self.n_classes, self.label_noise, torch.tensor(labels))

@@ -42,7 +42,7 @@ class Config:
     conditional: str = "vmf"  # law of latents around their class vector: vmf, normal, laplace, generalized_normal
     kappa: float = 10.0  # concentration κ ≥ 0 of the vMF law
     scale: float = 1.0  # noise scale > 0 of the other laws
-    shape: float = 1.5  # exponent > 0 of generalized_normal: 1 is Laplace, 2 normal
+    shape: float = 1.5  # exponent ≥ 1 of generalized_normal: 1 is Laplace, 2 normal
     class_vectors: str = "uniform"  # law of the class vectors: uniform or concentrated
     class_concentration: float = 10.0  # concentration ≥ 0 of concentrated class vectors
     label_noise: float = 0.0  # share of labels swapped among the noisy classes, 0 to 1

@@ -48,13 +48,13 @@ def picture(names: dict) -> None:
     shown = np.argsort(np.where(test.label < 6, 1, 0), kind="stable")[-4000:]
     palette = np.array([*sns.color_palette("colorblind", 6), (0.8, 0.8, 0.8)])
     colours = palette[np.minimum(test.label.numpy()[shown], 6)]
-    fig = plt.figure(figsize=(9, 3.1), dpi=110)
+    fig = plt.figure(figsize=(9, 3.3), dpi=110)
     for k, (title, points) in enumerate(panels.items()):
-        ax = fig.add_axes((k / 3, 0, 1 / 3, 0.92), projection="3d")
+        ax = fig.add_axes((k / 3, 0, 1 / 3, 0.88), projection="3d")
         points = points.numpy()[shown]
         ax.scatter(*points.T, c=colours, s=3, linewidths=0)
-        ax.set_title(title, fontsize=11, y=0.98)
-        ax.set_box_aspect((1, 1, 1), zoom=1.35)
+        fig.text((k + 0.5) / 3, 0.92, title, fontsize=12, ha="center")
+        ax.set_box_aspect((1, 1, 1), zoom=1.3)
         ax.set_axis_off()
     path = ROOT / "nbs" / "images" / "recovery.png"
     write_atomically(path, lambda temporary: fig.savefig(temporary, format="png", facecolor="white"))
