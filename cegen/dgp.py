@@ -13,7 +13,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .core import check_choice, check_device, check_finite, check_integer, check_real, invalid, random_stream
+from cegen.core import (
+    as_generator,
+    check_choice,
+    check_device,
+    check_finite,
+    check_integer,
+    check_real,
+    check_rows,
+    invalid,
+    random_stream,
+)
 from cegen.sphere import (
     ProjectedGeneralizedNormal,
     ProjectedLaplace,
@@ -220,10 +230,11 @@ class ClusterDGP(nn.Module):
     def sample(
         self,
         n: int,  # number of samples, ≥ 1
-        generator: torch.Generator,  # randomness, on the DGP's device
+        generator: torch.Generator | int,  # randomness, on the DGP's device, or a seed
     ) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"], Int[Tensor, " n"]]:  # latents, instance and class labels as shown
         "Draw latents with their labels."
         check_integer("n", n, low=1)
+        generator = as_generator(generator, self.device)
         check_device("generator", generator, self.device)
         instance = self.sample_labels(n, generator)
         label = self.instance_class[instance]
@@ -239,9 +250,8 @@ class ClusterDGP(nn.Module):
         z: Float[Tensor, "n d"],  # latents
     ) -> Float[Tensor, "n C"]:  # ln p(z | c) for every class, before any label is swapped
         "The log density of each latent under each class; raises `ValueError` where the density is unknown."
+        check_rows("z", z, self.dim, z.dtype if isinstance(z, Tensor) else self.class_vectors.dtype)
         check_finite("z", z)
-        if z.ndim != 2 or z.shape[1] != self.dim:
-            raise invalid("z", f"shape {tuple(z.shape)}", f"(n, {self.dim})", "Latents are rows.")
         try:
             return self.distribution(dtype=z.dtype).log_prob(z[:, None, :])
         except NotImplementedError as error:

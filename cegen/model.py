@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .core import as_generator, check_choice, check_dtype, check_integer, check_real, invalid
+from .core import as_generator, check_choice, check_integer, check_real, check_rows, invalid
 
 # %% ../nbs/07_model.ipynb #fac5de0f
 def linear(
@@ -109,9 +109,7 @@ class Encoder(nn.Module):
         x: Float[Tensor, "n D"],  # observations
     ) -> Float[Tensor, "n d"]:  # features, before any normalisation
         "The features of each observation."
-        if x.ndim != 2 or x.shape[1] != self.in_dim:
-            raise invalid("x", f"shape {tuple(x.shape)}", f"(n, {self.in_dim})", "Observations are rows.")
-        check_dtype("x", x, next(self.parameters()).dtype)
+        check_rows("x", x, self.in_dim, next(self.parameters()).dtype)
         return self.net(x)
 
 # %% ../nbs/07_model.ipynb #cdc67174
@@ -162,8 +160,8 @@ class Head(nn.Module):
         f: Float[Tensor, "n d"],  # the encoder's output
     ) -> Float[Tensor, "n rows"]:  # logits β ⟨w_i, z̃⟩
         "The logit of every label."
-        if f.ndim != 2 or f.shape[1] != self.weight.shape[1]:
-            raise invalid("f", f"shape {tuple(f.shape)}", f"(n, {self.weight.shape[1]})",
+        if not isinstance(f, Tensor) or f.ndim != 2 or f.shape[1] != self.weight.shape[1]:
+            raise invalid("f", f"{type(f).__name__} of shape {tuple(f.shape)}", f"a tensor of shape (n, {self.weight.shape[1]})",
                           "Give encoder and head the same dim.")
         return F.linear(self.beta * self.features(f), self.rows)
 

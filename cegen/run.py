@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['Config', 'make_source', 'make_model', 'latents_of', 'surprise', 'score', 'watch_latents', 'Trial',
-           'checkpoint_folder', 'run_seed', 'Result', 'environment', 'identify']
+           'checkpoint_folder', 'run_seed', 'Result', 'environment', 'stored_records', 'identify']
 
 # %% ../nbs/12_run.ipynb #816ced3c
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,24 @@ from torch import nn
 
 import cegen
 from . import probe, theory
-from .core import Batch, check_choice, check_integer, check_writable, invalid, random_stream, write_json
+from cegen.core import (
+    Batch,
+    check_choice,
+    check_integer,
+    check_real,
+    check_writable,
+    choose_device,
+    invalid,
+    random_stream,
+    write_json,
+)
 from .dgp import CLASS_VECTORS, CONDITIONALS, ClusterDGP
 from .mixing import LAWS, InvertibleMLP
 from .model import ARCHITECTURES, CASES, Encoder, Head
 from .objective import OBJECTIVES, get_objective
 from .report import make_record, summary
 from .source import SyntheticSource
-from .train import FitResult, fit
+from .train import Callback, FitResult, fit
 
 # %% ../nbs/12_run.ipynb #2d15f604
 @dataclass(frozen=True)
@@ -71,7 +81,15 @@ class Config:
                    "case": CASES, "architecture": ARCHITECTURES}
         for name, allowed in choices.items():
             check_choice(name, getattr(self, name), allowed)
-        check_integer("n_test", self.n_test, low=20)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in (int, int | None) and value is not None:
+                check_integer(field.name, value, low=0)
+            if field.type is float:
+                check_real(field.name, value, low=0)
+        check_integer("n_test", self.n_test, low=max(20, 4 * self.dim), fix="Half of the samples fit the probes.")
+        if isinstance(self.seeds, str) or not isinstance(self.seeds, int | Iterable):
+            raise invalid("seeds", self.seeds, "a list of integers", "In papermill: -y 'seeds: [0, 1]'.")
         seeds = [self.seeds] if isinstance(self.seeds, int) else list(self.seeds)
         if not seeds or len(set(seeds)) < len(seeds):
             raise invalid("seeds", self.seeds, "at least one seed, all different", "Each seed is a run of its own.")
@@ -148,6 +166,7 @@ def score(
 ) -> dict[str, Any]:  # scores under the names of a record
     "Every score of one trained model."
     dgp, z, z_tilde = source.dgp, latents_of(test), head.features(encoder(test.x))
+    half, x = len(z) // 2, test.x.flatten(1)
     kappa = float(dgp.kappa) if dgp.conditional == "vmf" else None
     official = probe.official_scores(z, z_tilde, unit_rows=head.unit_rows, kappa=kappa or 1.0)
     sound = probe.identifiability_report(z, z_tilde, seed=seed)
@@ -157,6 +176,7 @@ def score(
     excess, bayes = theory.mean_of(paid.double() - floor), theory.mean_of(floor)
     beta = theory.effective_beta(dgp.class_vectors[row_class], head.rows, z, z_tilde, float(head.beta))
     return {
+        "r2_x": probe.r2_affine(z[:half], x[:half], z[half:], x[half:]),
         "r2_z": sound.r2_affine, "r2_z_low": sound.r2_affine.low, "r2_z_high": sound.r2_affine.high,
         "r2_procrustes": sound.r2_procrustes, "orthogonality_error": sound.orthogonality_error, "mcc": sound.mcc,
         "official_r2_z": official.r2, **rows.to_dict(),
@@ -166,15 +186,18 @@ def score(
 
 # %% ../nbs/12_run.ipynb #f4858c4f
 def watch_latents(
-    test: Batch,  # fresh samples with latents
-):  # a callback for `fit`
-    "A callback that reports R² z̃→z at each evaluation."
-    half, z = len(test) // 2, latents_of(test)
+    source: SyntheticSource,  # the world
+    level: str,  # "instance" or "class"
+    test: Batch,  # fresh samples of it
+) -> Callback:  # for `fit`
+    "A callback that reports R² z̃→z and the excess loss at each evaluation."
+    half, z, floor = len(test) // 2, latents_of(test), theory.bayes_surprise(source.dgp, test, level)
 
     @torch.inference_mode()
     def callback(step: int, encoder: nn.Module, head: nn.Module) -> dict[str, float]:
         z_tilde = head.features(encoder(test.x))
-        return {"r2_z": probe.r2_affine(z[:half], z_tilde[:half], z[half:], z_tilde[half:])}
+        excess = (surprise(encoder, head, test, level).double() - floor).mean()
+        return {"excess": float(excess), "r2_z": probe.r2_affine(z[:half], z_tilde[:half], z[half:], z_tilde[half:])}
 
     return callback
 
@@ -218,17 +241,17 @@ def run_seed(
     out: str | os.PathLike | None = None,  # folder for checkpoints; a run that was killed is resumed from there
 ) -> Trial:  # trained and scored
     "Sample a world, train on it, and score what was learnt."
-    source = make_source(config, seed)
+    source, level = make_source(config, seed).to(choose_device(config.device)), OBJECTIVES[config.objective].level
     encoder, head = make_model(config, source, seed)
-    watched = source.sample(2000, random_stream(seed, "watched"))
+    watched = source.sample(2000, random_stream(seed, "watched", source.device))
     result = fit(
-        source, encoder, head, config.objective, callbacks=[watch_latents(watched)], device=config.device,
+        source, encoder, head, config.objective, callbacks=[watch_latents(source, level, watched)], device=source.device,
         checkpoint=None if out is None else checkpoint_folder(out, config, seed), seed=seed,
         **{name: getattr(config, name) for name in
            ("steps", "batch_size", "lr", "head_lr", "warmup", "precision", "eval_every")},
     )
     test = source.sample(config.n_test, random_stream(seed, "test", source.device))
-    scores = score(source, result.encoder, result.head, OBJECTIVES[config.objective].level, test, seed)
+    scores = score(source, result.encoder, result.head, level, test, seed)
     concentration = config.kappa if config.conditional == "vmf" else config.scale
     record = make_record(**{
         **{name: value for name, value in asdict(config).items() if name not in ("seeds", "kappa", "scale")},
@@ -275,17 +298,39 @@ def environment(
             "device": f"{device.type} ({name})", "threads": str(torch.get_num_threads())}
 
 # %% ../nbs/12_run.ipynb #a88e472f
+def stored_records(
+    path: Path,  # a result.json, perhaps not there
+    config: Config,  # the experiment that wants to add to it
+) -> dict[int, dict[str, Any]]:  # records by seed
+    "The finished seeds of an experiment; raises `ValueError` if the file belongs to another one or is broken."
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        theirs, records = {**content["config"], "seeds": None}, content["records"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise invalid("out", str(path.parent), "a folder without a broken result.json", "Delete that file.") from error
+    ours = json.loads(json.dumps({**asdict(config), "seeds": None}))
+    for name in ours:
+        if theirs.get(name) != ours[name]:
+            raise invalid("out", str(path.parent), f"a folder of this configuration; there, {name} is {theirs.get(name)!r}",
+                          "Use another folder, or delete its result.json.")
+    return {record["seed"]: record for record in records}
+
+
 def identify(
     config: Config,  # the experiment
     out: str | os.PathLike | None = None,  # folder for result.json and checkpoints; None keeps all in memory
 ) -> Result:  # one trial for each seed
     "Run an experiment; with `out`, a killed one continues and each finished seed is on disk at once."
-    if out is not None:
-        check_writable(out)
+    stored = {} if out is None else stored_records(check_writable(out) / "result.json", config)
     result = Result(config, (), {})
     for seed in config.seeds:
         trial = run_seed(config, seed, out)
         result = Result(config, (*result.trials, trial), environment(trial.fit.device))
         if out is not None:
-            write_json(Path(out) / "result.json", result.to_dict())
+            stored[seed] = trial.record
+            known = {"seeds": sorted(stored)}
+            content = result.to_dict() | {"config": asdict(config) | known, "records": [stored[s] for s in known["seeds"]]}
+            write_json(Path(out) / "result.json", content)
     return result

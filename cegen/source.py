@@ -6,11 +6,12 @@
 __all__ = ['SyntheticSource', 'ArraySource']
 
 # %% ../nbs/05_source.ipynb #28a1396d
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .core import Batch, check_device, check_finite, check_integer, invalid
+from .core import Batch, as_generator, check_device, check_finite, check_integer, invalid
 from .dgp import ClusterDGP
 
 # %% ../nbs/05_source.ipynb #cf3f7cc4
@@ -38,30 +39,37 @@ class SyntheticSource(nn.Module):
     def sample(
         self,
         n: int,  # number of samples, ≥ 1
-        generator: torch.Generator,  # randomness, on the source's device
+        generator: torch.Generator | int,  # randomness, on the source's device, or a seed
     ) -> Batch:  # n fresh samples with their latents
         "Draw n samples."
         z, instance, label = self.dgp.sample(n, generator)
         return Batch(x=self.mixing(z), instance=instance, label=label, z=z)
 
 # %% ../nbs/05_source.ipynb #628e919a
+def _tensor(argument: str, value: object) -> Tensor:
+    try:
+        return value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    except TypeError as error:
+        raise invalid(argument, type(value).__name__, "an array of numbers", "Encode text and categories as numbers.") from error
+
+
 class ArraySource(nn.Module):
     "Rows of given arrays, drawn uniformly with replacement."
 
     def __init__(
         self,
-        x: Float[Tensor, "n *D"],  # observations, at least two rows
-        label: Int[Tensor, " n"] | None = None,  # class labels 0 … |C|-1; default one class for all
-        instance: Int[Tensor, " n"] | None = None,  # instance labels 0 … N-1; default the row number
-        z: Float[Tensor, "n d"] | None = None,  # true latents, where they are known
+        x: Float[Tensor | np.ndarray, "n *D"],  # observations, at least two rows
+        label: Int[Tensor | np.ndarray, " n"] | None = None,  # class labels 0 … |C|-1; default one class for all
+        instance: Int[Tensor | np.ndarray, " n"] | None = None,  # instance labels 0 … N-1; default the row number
+        z: Float[Tensor | np.ndarray, "n d"] | None = None,  # true latents, where they are known
     ):
         super().__init__()
-        x = torch.as_tensor(x)
+        x = _tensor("x", x)
         if x.ndim < 2 or len(x) < 2 or not x.is_floating_point():
             raise invalid("x", f"{x.dtype} of shape {tuple(x.shape)}", "floating point with at least two rows",
                           "One row an observation; use x.float() for integer data.")
-        self.register_buffer("x", check_finite("x", x))
-        self.register_buffer("z", None if z is None else self._rows("z", check_finite("z", torch.as_tensor(z))))
+        self.register_buffer("x", check_finite("x", x).to(torch.get_default_dtype()))
+        self.register_buffer("z", None if z is None else self._rows("z", check_finite("z", _tensor("z", z))))
         self.register_buffer("label", self._labels("label", torch.zeros(len(x)).long() if label is None else label))
         self.register_buffer("instance", self._labels("instance", torch.arange(len(x)) if instance is None else instance))
         self.n_instances, self.n_classes = int(self.instance.max()) + 1, int(self.label.max()) + 1
@@ -74,22 +82,24 @@ class ArraySource(nn.Module):
     def sample(
         self,
         n: int,  # number of samples, ≥ 1
-        generator: torch.Generator,  # randomness, on the source's device
+        generator: torch.Generator | int,  # randomness, on the source's device, or a seed
     ) -> Batch:  # n rows
         "Draw n rows uniformly, with replacement."
         check_integer("n", n, low=1)
+        generator = as_generator(generator, self.device)
         check_device("generator", generator, self.device)
         row = torch.randint(len(self.x), (n,), generator=generator, device=self.device)
         return Batch(x=self.x[row], instance=self.instance[row], label=self.label[row],
                      z=None if self.z is None else self.z[row])
 
     def _rows(self, argument: str, value: Tensor) -> Tensor:
-        if len(value) != len(self.x):
-            raise invalid(argument, f"{len(value)} rows", f"{len(self.x)} rows, one for each row of x")
+        if value.ndim == 0 or len(value) != len(self.x):
+            raise invalid(argument, f"shape {tuple(value.shape)}", f"{len(self.x)} rows long, one for each row of x")
         return value
 
     def _labels(self, argument: str, value: Tensor) -> Tensor:
-        value = self._rows(argument, torch.as_tensor(value))
+        value = self._rows(argument, _tensor(argument, value))
+        value = value.long() if value.dtype == torch.bool else value
         if value.ndim != 1 or value.is_floating_point() or bool((value < 0).any()):
             raise invalid(argument, f"{value.dtype} of shape {tuple(value.shape)}", "one integer ≥ 0 for each row",
                           "Number the labels from 0.")

@@ -63,7 +63,7 @@ def bayes_cross_entropy(
     generator: torch.Generator | int = 0,  # randomness, or a seed
     chunk_elements: int = 2**22,  # numbers held at once; bounds the memory
 ) -> Estimate:  # the minimum of the cross-entropy, in nats
-    "The lowest cross-entropy that any encoder and head can reach on this process."
+    "The lowest cross-entropy of any predictor of the labels; see above for when encoder and head can reach it."
     check_choice("level", level, LEVELS)
     check_integer("n_samples", n_samples, low=2)
     generator = as_generator(generator, dgp.device)

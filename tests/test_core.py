@@ -4,15 +4,16 @@ import json
 import math
 import os
 
+import numpy as np
 import pytest
 import torch
 
 from cegen.core import (
     as_generator,
-    check_dtype,
     check_finite,
     check_integer,
     check_real,
+    check_rows,
     check_writable,
     choose_device,
     random_stream,
@@ -66,9 +67,19 @@ def test_absent_device_is_named(unchecked):
             choose_device(absent)
 
 
-def test_mixed_precision_is_named():
-    with pytest.raises(ValueError, match=r"x\.float\(\)"):
-        check_dtype("x", torch.zeros(2).double(), torch.float32)
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.zeros((4, 3)), r"torch\.as_tensor\(x"),
+        ([[0.0, 0.0, 0.0]], r"torch\.as_tensor\(x"),
+        (torch.zeros(3, 4), "Samples are rows"),
+        (torch.tensor(1.0), "Samples are rows"),
+        (torch.zeros(4, 3).double(), r"x\.to\(torch\.float32\)"),
+    ],
+)
+def test_what_is_no_table_of_tensors_is_told_how_to_become_one(value, message):
+    with pytest.raises(ValueError, match=message):
+        check_rows("x", value, 3, torch.float32)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):

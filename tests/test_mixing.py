@@ -91,9 +91,9 @@ def test_bad_arguments_are_named(unchecked, arguments, message):
 
 def test_wrong_shapes_and_nan_are_refused(unchecked):
     g = InvertibleMLP(5, observed_dim=6)
-    with pytest.raises(ValueError, match="Latents are rows"):
+    with pytest.raises(ValueError, match="Samples are rows"):
         g(torch.ones(5, 100))
-    with pytest.raises(ValueError, match="Observations are rows"):
+    with pytest.raises(ValueError, match="Samples are rows"):
         g.inverse(torch.ones(5, 5))
     with pytest.raises(ValueError, match="NaN or infinity"):
         g.inverse(torch.full((5, 6), float("inf")))

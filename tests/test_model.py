@@ -101,8 +101,8 @@ def test_an_objective_of_ones_own_is_accepted():
     [
         (lambda: Encoder(0, 3), "in_dim=0"),
         (lambda: Encoder(3, 3, "resnet"), "one of 'residual', 'mlp'"),
-        (lambda: Encoder(3, 3)(torch.ones(3, 8)), "Observations are rows"),
-        (lambda: Encoder(3, 3)(torch.ones(8, 3).double()), r"x\.float\(\)"),
+        (lambda: Encoder(3, 3)(torch.ones(3, 8)), "Samples are rows"),
+        (lambda: Encoder(3, 3)(torch.ones(8, 3).double()), r"x\.to\(torch\.float32\)"),
         (lambda: Head(0, 3), "n_rows=0"),
         (lambda: Head(3, 3, "C9"), "one of 'C1', 'C2', 'C3', 'C4'"),
         (lambda: Head(3, 3, beta=-1.0), r"beta=-1\.0"),

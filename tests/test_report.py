@@ -33,6 +33,7 @@ def run(seed=0, **values):
         r2_w=0.99,
         r2_w_random=-0.06,
         official_r2_w=0.995,
+        r2_x=0.711,
         excess=0.012,
         excess_se=0.003,
         beta=9.7,
@@ -165,6 +166,7 @@ def test_summary_of_one_run():
     assert report.summary(run()).splitlines() == [
         "diet, case C4: d=5 |C|=100 N=1000 vmf(10), g published, 2000 steps, 1 seed",
         "  R² z̃→z       0.980             95 % interval 0.970 to 0.990",
+        "  R² x→z       0.711             raw observations, before training",
         "  R² w→v       0.990             random codes -0.060",
         "  excess loss  0.0120            nats over the Bayes optimum (standard error 0.0030)",
         "  β            9.70              κ is 10.00",
@@ -175,7 +177,7 @@ def test_summary_of_one_run():
 def test_summary_of_several_seeds_and_configurations():
     text = report.summary([run(0, r2_z=0.97), run(1, r2_z=0.99), run(0, case="C1")])
     assert "2 seeds" in text and "0.980 ± 0.014" in text and "case C1" in text
-    assert len(text.splitlines()) == 12
+    assert len(text.splitlines()) == 14
 
 
 def test_summary_says_what_is_not_known():
@@ -254,3 +256,23 @@ def test_without_seaborn_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "seaborn", None)
     with pytest.raises(ImportError, match=r"pip install 'cegen\[plots\]'"):
         report.plot_history(pd.DataFrame({"step": [0], "loss": [1.0]}))
+
+
+def test_runs_that_differ_in_a_detail_are_not_averaged_and_the_detail_is_told():
+    runs = [run(0, r2_z=0.99, label_noise=0.0), run(0, r2_z=0.10, label_noise=0.5)]
+    table = report.beside_paper(runs)
+    assert list(table.r2_z) == [0.99, 0.10]
+    assert list(table.label_noise) == [0.0, 0.5]
+    assert "label_noise 0.5" in report.summary(runs)
+
+
+@pytest.mark.parametrize("change", [{"label_noise": 0.5}, {"class_vectors": "concentrated"}, {"g_law": "conditioned"}])
+def test_a_world_that_the_paper_does_not_have_gets_none_of_its_figures(change):
+    assert report.beside_paper([run(0)]).paper_r2_z[0] == 0.99
+    assert math.isnan(report.beside_paper([run(0, **change)]).paper_r2_z[0])
+
+
+def test_history_draws_the_measured_excess_where_there_is_one():
+    history = pd.DataFrame({"step": [1, 2], "loss": [5.0, 4.0], "excess": [0.5, 0.25]})
+    (line,) = report.plot_history(history).axes[0].lines
+    assert list(line.get_ydata()) == [0.5, 0.25]

@@ -85,20 +85,30 @@ def test_result_on_disk_is_the_result_in_memory_and_a_second_call_gives_it_again
     assert scores(again) == scores(first)
 
 
-def test_two_configurations_share_a_folder_without_meeting(tmp_path):
+def test_a_folder_of_another_configuration_is_refused_and_left_alone(tmp_path):
     identify(SMALL, out=tmp_path)
-    other = replace(SMALL, kappa=20.0)
-    assert checkpoint_folder(tmp_path, other, 0) != checkpoint_folder(tmp_path, SMALL, 0)
-    assert scores(identify(other, out=tmp_path)) == scores(identify(other))
+    before = (tmp_path / "result.json").read_text()
+    with pytest.raises(ValueError, match=r"there, kappa is 10\.0"):
+        identify(replace(SMALL, kappa=20.0), out=tmp_path)
+    assert (tmp_path / "result.json").read_text() == before
+    assert checkpoint_folder(tmp_path, replace(SMALL, kappa=20.0), 0) != checkpoint_folder(tmp_path, SMALL, 0)
 
 
-def test_half_written_leftovers_do_no_harm(tmp_path):
-    (tmp_path / "result.json").write_text('{"records": [')
+def test_more_seeds_are_added_to_those_that_are_there(tmp_path):
+    identify(SMALL, out=tmp_path)
+    identify(replace(SMALL, seeds=(1,)), out=tmp_path)
+    stored = json.loads((tmp_path / "result.json").read_text())
+    assert [record["seed"] for record in stored["records"]] == stored["config"]["seeds"] == [0, 1]
+
+
+def test_broken_result_is_refused_and_a_half_written_checkpoint_does_no_harm(tmp_path):
     folder = checkpoint_folder(tmp_path, SMALL, 0)
     folder.mkdir(parents=True)
     (folder / ".last.safetensors.0123.tmp").write_bytes(b"half")
-    result = identify(SMALL, out=tmp_path)
-    assert json.loads((tmp_path / "result.json").read_text())["records"][0]["r2_z"] == result.records[0]["r2_z"]
+    identify(SMALL, out=tmp_path)
+    (tmp_path / "result.json").write_text('{"records": [')
+    with pytest.raises(ValueError, match="Delete that file"):
+        identify(SMALL, out=tmp_path)
 
 
 def test_interrupt_keeps_the_last_checkpoint_and_the_next_call_finishes(tmp_path):
@@ -130,6 +140,11 @@ def test_interrupt_keeps_the_last_checkpoint_and_the_next_call_finishes(tmp_path
         ({"g_law": "haar"}, "one of 'conditioned', 'published'"),
         ({"architecture": "cnn"}, "architecture='cnn'"),
         ({"n_test": 3}, "n_test=3"),
+        ({"n_test": 21, "dim": 6}, "n_test=21"),
+        ({"kappa": "ten"}, "kappa='ten'"),
+        ({"steps": "100"}, "steps='100'"),
+        ({"seeds": "0,1"}, "a list of integers"),
+        ({"seeds": None}, "a list of integers"),
         ({"seeds": ()}, "at least one seed"),
         ({"seeds": (0, 0)}, "all different"),
         ({"seeds": (-1,)}, "seeds=-1"),
@@ -174,7 +189,7 @@ def test_json_is_one_object_and_the_same_result():
 
 def test_table_names_what_matters():
     shown = CliRunner().invoke(app, ARGUMENTS).stdout
-    for words in ("R² z̃→z", "R² w→v", "excess loss", "κ is 10.00", "seconds"):
+    for words in ("R² z̃→z", "R² x→z", "R² w→v", "excess loss", "κ is 10.00", "seconds"):
         assert words in shown
 
 

@@ -1,5 +1,7 @@
 """Sources: synthetic worlds and given arrays, and what they refuse."""
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -34,6 +36,20 @@ def test_arrays_are_drawn_uniformly_with_what_belongs_to_each_row():
     assert (torch.bincount(batch.instance) - 1000).abs().max() < 150
 
 
+def test_numpy_pandas_and_booleans_are_welcome(unchecked):
+    x = np.arange(12.0).reshape(6, 2)
+    a, b = ArraySource(x, label=x[:, 0] > 5), ArraySource(pd.DataFrame(x))
+    assert a.x.dtype == b.x.dtype == torch.float32
+    assert a.label.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_seed_will_do_for_a_generator():
+    source = ArraySource(torch.arange(12.0).reshape(6, 2))
+    assert torch.equal(source.sample(3, 5).x, source.sample(3, torch.Generator().manual_seed(5)).x)
+    world = SyntheticSource(ClusterDGP(3, 5, 20), InvertibleMLP(3))
+    assert torch.equal(world.sample(3, 5).x, world.sample(3, torch.Generator().manual_seed(5)).x)
+
+
 def test_images_keep_their_shape():
     source = ArraySource(torch.rand(5, 3, 8, 8, generator=random_stream(0, "x")))
     assert source.sample(2, random_stream(0, "data")).x.shape == (2, 3, 8, 8)
@@ -53,10 +69,13 @@ def test_supervised_training_on_a_table_without_latents():
     ("arguments", "message"),
     [
         ({"x": torch.ones(1, 3)}, "at least two rows"),
+        ({"x": [["a"], ["b"]]}, "an array of numbers"),
+        ({"x": torch.ones(4, 2), "label": ["cat", "dog", "cat", "dog"]}, "Encode text"),
+        ({"x": torch.ones(4, 2), "label": torch.tensor(1)}, "4 rows long"),
         ({"x": torch.ones(4)}, "one row an observation|One row an observation"),
         ({"x": torch.ones(4, 2).long()}, r"x\.float\(\)"),
         ({"x": torch.full((4, 2), float("nan"))}, r"index \(0, 0\)"),
-        ({"x": torch.ones(4, 2), "label": torch.zeros(3).long()}, "3 rows"),
+        ({"x": torch.ones(4, 2), "label": torch.zeros(3).long()}, "4 rows long"),
         ({"x": torch.ones(4, 2), "label": torch.tensor([0, 1, 3, 3])}, "renumber"),
         ({"x": torch.ones(4, 2), "label": torch.tensor([-1, 0, 1, 1])}, "one integer ≥ 0"),
         ({"x": torch.ones(4, 2), "instance": torch.ones(4)}, "instance="),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_checkpoint_of_another_configuration_world_or_model_is_refused(tmp_path)
     fit(*world(), checkpoint=tmp_path, **options)
     with pytest.raises(CheckpointError, match="lr=0.01"):
         fit(*world(), checkpoint=tmp_path, **{**options, "lr": 1e-3})
-    with pytest.raises(CheckpointError, match="another world"):
+    with pytest.raises(CheckpointError, match="source="):
         fit(*world(seed=1), checkpoint=tmp_path, **options)
     source, _, head = world()
     with pytest.raises(CheckpointError, match="encoder="):
@@ -99,7 +100,7 @@ def test_divergence_stops_and_leaves_the_last_good_checkpoint(tmp_path):
 
         def sample(self, n, generator):
             batch = super().sample(n, generator)
-            Poisoned.draws += 1
+            Poisoned.draws += n == OPTIONS["batch_size"]
             if Poisoned.draws > 25:
                 batch.x.fill_(float("nan"))
             return batch
@@ -110,6 +111,55 @@ def test_divergence_stops_and_leaves_the_last_good_checkpoint(tmp_path):
     tensors, step = weights(tmp_path)
     assert step >= 10
     assert all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point())
+
+
+def test_a_nan_of_one_early_step_is_not_blamed_on_the_rate():
+    class OnceBad(SyntheticSource):
+        draws = 0
+
+        def sample(self, n, generator):
+            batch = super().sample(n, generator)
+            if n == OPTIONS["batch_size"]:
+                OnceBad.draws += 1
+                if OnceBad.draws == 7:
+                    batch.x.fill_(float("nan"))
+            return batch
+
+    source, encoder, head = world()
+    with pytest.raises(TrainingDiverged, match="at step 7. Likely cause: the source gives NaN"):
+        fit(OnceBad(source.dgp, source.mixing), encoder, head, **{**OPTIONS, "eval_every": 100})
+
+
+def test_what_a_source_gives_is_looked_at_before_training():
+    class Wrong(SyntheticSource):
+        def sample(self, n, generator):
+            batch = super().sample(n, generator)
+            return replace(batch, **{name: change(getattr(batch, name)) for name, change in self.changes.items()})
+
+    source, encoder, head = world()
+    for changes, message in (
+        ({"x": lambda x: x / 0}, "NaN or infinity"),
+        ({"instance": lambda i: i + 1}, r"within 0 … 119"),
+        ({"label": lambda c: c - 1}, r"within 0 … 11"),
+    ):
+        wrong = Wrong(source.dgp, source.mixing)
+        wrong.changes = changes
+        with pytest.raises(ValueError, match=message):
+            fit(wrong, encoder, head, **OPTIONS)
+
+
+def test_callbacks_add_numbers_of_their_own():
+    options = {**OPTIONS, "steps": 10}
+    history = fit(*world(), callbacks=[lambda step, f, head: {"twice": torch.tensor(2 * step)}], **options).history
+    assert list(history.twice) == [20.0]
+    with pytest.raises(ValueError, match="returns 'loss'"):
+        fit(*world(), callbacks=[lambda step, f, head: {"loss": 0.0}], **options)
+
+
+def test_what_is_no_source_is_named(unchecked):
+    _, encoder, head = world()
+    with pytest.raises(ValueError, match="a Source"):
+        fit(torch.zeros(10, 3), encoder, head, **OPTIONS)
 
 
 def test_unwritable_folder_is_refused_before_training(tmp_path):
