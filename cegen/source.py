@@ -97,8 +97,8 @@ class ArraySource(nn.Module):
             raise invalid(argument, f"shape {tuple(value.shape)}", f"{len(self.x)} rows long, one for each row of x")
         return value
 
-    def _labels(self, argument: str, value: Tensor) -> Tensor:
-        value = self._rows(argument, _tensor(argument, value))
+    def _labels(self, argument: str, given: object) -> Tensor:
+        value = self._rows(argument, _tensor(argument, given))
         value = value.long() if value.dtype == torch.bool else value
         if value.ndim != 1 or value.is_floating_point() or bool((value < 0).any()):
             raise invalid(argument, f"{value.dtype} of shape {tuple(value.shape)}", "one integer ≥ 0 for each row",
