@@ -47,8 +47,11 @@ class SyntheticSource(nn.Module):
 
 # %% ../nbs/05_source.ipynb #628e919a
 def _tensor(argument: str, value: object) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    array = np.asarray(value)
     try:
-        return value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+        return torch.as_tensor(array if array.flags.writeable else array.copy())
     except TypeError as error:
         raise invalid(argument, type(value).__name__, "an array of numbers", "Encode text and categories as numbers.") from error
 
