@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "sphere": ["core"],
     "vmf": ["core", "sphere"],
     "dgp": ["core", "sphere", "vmf"],
-    "mixing": ["core"],
+    "mixing": ["core", "sphere"],
     "source": ["core", "dgp", "mixing"],
     "model": ["core"],
     "theory": ["core", "sphere", "vmf", "dgp", "mixing", "source", "model"],
