@@ -7,6 +7,7 @@ import torch
 
 from cegen import ClusterDGP, Encoder, Head, InvertibleMLP, SyntheticSource
 from cegen.core import Batch, random_stream
+from cegen.model import AuxiliaryHead, Similarity
 from cegen.objective import check_head, get_objective
 
 CASES = {"C1": (True, True), "C2": (True, False), "C3": (False, True), "C4": (False, False)}
@@ -67,6 +68,50 @@ def test_training_never_overwrites_weights_to_normalise_them(case):
     assert torch.equal(before, head.weight)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_biases_are_added_to_the_logits_and_are_absent_by_default(case):
+    plain, biased = Head(20, 4, case), Head(20, 4, case, bias=True)
+    assert list(plain.state_dict()) == ["weight", "log_beta"]
+    assert repr(plain) == f"Head(n_rows=20, dim=4, case={case})"
+    torch.testing.assert_close(plain(features()), biased(features()))
+    b = torch.randn(20, generator=random_stream(0, "bias"))
+    biased.bias.data = b
+    torch.testing.assert_close(biased(features()), plain(features()) + b)
+    biased.load_state_dict({**plain.state_dict(), "bias": b})
+    with pytest.raises(RuntimeError, match="bias"):
+        plain.load_state_dict(biased.state_dict())
+
+
+def test_similarity_is_the_scaled_cosine_and_learns_its_scale():
+    head, f, g = Similarity(beta=2.5), features(), features(n=6)
+    assert head.unit_features
+    cosine = torch.nn.functional.cosine_similarity(f[:, None], g[None], dim=2)
+    torch.testing.assert_close(head(f, g), 2.5 * cosine)
+    torch.testing.assert_close(head.features(f).norm(dim=1), torch.ones(16))
+    head(f, g).sum().backward()
+    assert head.log_beta.grad.abs() > 1e-3
+    assert not Similarity(learn_beta=False).log_beta.requires_grad
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_auxiliary_head_is_a_head_with_biases_and_a_term_common_to_all_labels(case):
+    head, f = AuxiliaryHead(20, 4, case, beta=2.0), features()
+    linear = 2.0 * head.features(f) @ head.rows.T + head.bias
+    torch.testing.assert_close(head(f), linear)  # at the start
+    torch.nn.init.ones_(head.marginal[-1].weight)
+    common = head(f) - linear
+    torch.testing.assert_close(common, common[:, :1].expand(16, 20), atol=1e-4, rtol=0)
+    assert common[:, 0].std() > 1e-3
+
+
+def test_auxiliary_head_is_initialised_from_the_generator_alone():
+    before = torch.get_rng_state()
+    a, b, c = (AuxiliaryHead(20, 4, generator=s).state_dict() for s in (0, 0, 1))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["marginal.0.weight"], c["marginal.0.weight"])
+
+
 @pytest.mark.parametrize("objective", ["diet", "supervised"])
 def test_untrained_loss_is_that_of_guessing(objective):
     source = SyntheticSource(ClusterDGP(4, 10, 200), InvertibleMLP(4))
@@ -107,7 +152,11 @@ def test_an_objective_of_ones_own_is_accepted():
         (lambda: Head(3, 3, "C9"), "one of 'C1', 'C2', 'C3', 'C4'"),
         (lambda: Head(3, 3, beta=-1.0), r"beta=-1\.0"),
         (lambda: Head(3, 3)(torch.ones(8, 4)), "the same dim"),
-        (lambda: get_objective("infonce"), "one of 'diet', 'supervised'"),
+        (lambda: Similarity(beta=0.0), r"beta=0\.0"),
+        (lambda: Similarity()(torch.ones(8, 4), torch.ones(8, 3)), r"of shape \(…, 4\)"),
+        (lambda: AuxiliaryHead(3, 3, width=0), "width=0"),
+        (lambda: AuxiliaryHead(3, 3)(torch.ones(8, 4)), "the same dim"),
+        (lambda: get_objective("simclr"), "one of 'diet', 'supervised', 'infonce', 'tcl', 'gcl'"),
     ],
 )
 def test_bad_input_is_named(unchecked, make, message):

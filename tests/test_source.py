@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
-from cegen import ArraySource, ClusterDGP, Encoder, Head, InvertibleMLP, Source, SyntheticSource, fit
+from cegen import ArraySource, Batch, ClusterDGP, Encoder, Head, InvertibleMLP, Source, SyntheticSource, fit
 from cegen.core import random_stream
+from cegen.source import PairedSource, RepeatableSource
 
 
 def test_synthetic_batches_agree_with_their_latents():
@@ -48,6 +49,118 @@ def test_a_seed_will_do_for_a_generator():
     assert torch.equal(source.sample(3, 5).x, source.sample(3, torch.Generator().manual_seed(5)).x)
     world = SyntheticSource(ClusterDGP(3, 5, 20), InvertibleMLP(3))
     assert torch.equal(world.sample(3, 5).x, world.sample(3, torch.Generator().manual_seed(5)).x)
+
+
+def test_a_second_view_keeps_the_labels_and_draws_a_fresh_latent_of_the_same_law():
+    source = SyntheticSource(ClusterDGP(4, 6, 60), InvertibleMLP(4, observed_dim=7))
+    instance = torch.full((20_000,), 13)
+    batch = source.again(instance, random_stream(0, "views"))
+    assert isinstance(source, RepeatableSource)
+    assert torch.equal(batch.instance, instance)
+    assert set(batch.label.tolist()) == {int(source.dgp.instance_class[13])}
+    assert torch.equal(source.mixing(batch.z), batch.x)
+    assert not batch.x.requires_grad
+    assert torch.unique(batch.z, dim=0).shape == batch.z.shape
+    expected = source.dgp.distribution().mean[batch.label[0]]
+    torch.testing.assert_close(batch.z.mean(0), expected, atol=0.01, rtol=0)  # about five standard errors
+
+
+def test_a_second_view_of_a_swapped_label_has_its_class_from_the_posterior():
+    weights = torch.tensor([4.0, 2.0, 1.0, 1.0])
+    dgp = ClusterDGP(3, 4, 40, kappa=1e4, class_weights=weights, label_noise=0.4, noisy_classes=3, seed=1)
+    source = SyntheticSource(dgp, InvertibleMLP(3))
+    shown_class, n = 1, 20_000
+    batch = source.again(torch.full((n,), shown_class), random_stream(0, "views"))
+    assert set(batch.label.tolist()) == {shown_class}
+    true = (batch.z @ dgp.class_vectors.T).argmax(1)  # κ is so large that the latent tells the class
+    expected = torch.tensor([4 * 0.2, 2 * 0.6, 1 * 0.2, 0])
+    share = torch.bincount(true, minlength=4) / n
+    torch.testing.assert_close(share, expected / expected.sum(), atol=0.015, rtol=0)
+    first = source.sample(5 * n, random_stream(0, "data"))
+    seen = (first.z[first.label == shown_class] @ dgp.class_vectors.T).argmax(1)
+    torch.testing.assert_close(share, torch.bincount(seen, minlength=4) / len(seen), atol=0.02, rtol=0)
+
+
+def test_a_second_view_of_an_array_is_any_row_of_the_instance():
+    instance = torch.tensor([2, 0, 1, 0, 2, 0, 3])
+    x = torch.arange(14.0).reshape(7, 2)
+    source = ArraySource(x, instance=instance, label=torch.arange(7) % 2, z=10 * x)
+    assert not {"instance_size", "first_row", "by_instance"} & set(source.state_dict())
+    batch = source.again(torch.tensor([0, 1, 2, 3]).repeat(6000), random_stream(0, "views"))
+    row = (batch.x[:, 0] / 2).long()
+    assert torch.equal(instance[row], batch.instance)
+    assert torch.equal(row % 2, batch.label)
+    assert torch.equal(10 * batch.x, batch.z)
+    assert (torch.bincount(row) - torch.tensor([3000, 2000, 6000, 2000, 3000, 2000, 6000])).abs().max() < 200
+
+
+def test_pairs_show_each_instance_twice():
+    source = PairedSource(SyntheticSource(ClusterDGP(4, 6, 60), InvertibleMLP(4, observed_dim=7)))
+    batch = source.sample(4000, random_stream(0, "data"))
+    assert isinstance(source, Source)
+    assert (source.n_instances, source.n_classes) == (60, 6)
+    assert batch.x.shape == (4000, 7)
+    assert torch.equal(batch.instance[:2000], batch.instance[2000:])
+    assert torch.equal(batch.label[:2000], batch.label[2000:])
+    first, second = batch.z.chunk(2)
+    assert (first - second).norm(dim=1).min() > 1e-4
+    # Given the class the views are independent: what is left without its mean does not correlate.
+    mean = source.source.dgp.distribution().mean[batch.label[:2000]]
+    covariance = ((first - mean) * (second - mean)).sum(1)
+    assert covariance.mean().abs() < 4 * covariance.std() / 2000**0.5
+    assert (torch.bincount(batch.instance[:2000], minlength=60) > 0).all()
+
+
+def test_pairs_are_fixed_by_the_seed():
+    source = PairedSource(ArraySource(torch.arange(24.0).reshape(12, 2), instance=torch.arange(12) // 3))
+    assert torch.equal(source.sample(10, 5).x, source.sample(10, 5).x)
+    assert not torch.equal(source.sample(10, 5).x, source.sample(10, 6).x)
+
+
+def test_pairs_of_a_source_of_ones_own_that_is_no_module():
+    class Mine:
+        n_instances, n_classes, moved_to = 4, 1, "cpu"
+
+        @property
+        def device(self):
+            return torch.device("cpu")
+
+        def to(self, device):
+            self.moved_to = device
+            return self
+
+        def sample(self, n, generator):
+            return self.again(torch.randint(4, (n,), generator=generator), generator)
+
+        def again(self, instance, generator):
+            x = torch.randn(len(instance), 2, generator=generator)
+            return Batch(x=x, instance=instance, label=torch.zeros_like(instance))
+
+    pairs = PairedSource(Mine())
+    assert pairs.to("cpu") is pairs
+    assert pairs.source.moved_to == torch.device("cpu")
+    batch = pairs.sample(6, random_stream(0, "data"))
+    assert batch.z is None
+    assert torch.equal(batch.instance[:3], batch.instance[3:])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda source: PairedSource(torch.nn.Linear(2, 2)), r"a method again\(instance, generator\)"),
+        (lambda source: PairedSource(source).sample(5, 0), "n=5 is not valid: it must be even"),
+        (lambda source: PairedSource(source).sample(0, 0), "n=0"),
+        (lambda source: source.again(torch.tensor([0, 7]), 0), r"instance=\[7\].*within 0 … 3"),
+        (lambda source: source.again(torch.tensor([-1]), 0), r"instance=\[-1\]"),
+        (lambda source: source.again(torch.tensor([0.5]), 0), "a vector of integers"),
+        (lambda source: source.again([0, 1], 0), "Take the instance labels of a batch"),
+    ],
+)
+@pytest.mark.parametrize("world", [True, False])
+def test_what_cannot_be_shown_again_is_named(unchecked, make, message, world):
+    source = SyntheticSource(ClusterDGP(3, 2, 4), InvertibleMLP(3)) if world else ArraySource(torch.ones(4, 2))
+    with pytest.raises(ValueError, match=message):
+        make(source)
 
 
 def test_images_keep_their_shape():
