@@ -103,7 +103,7 @@ class GCL:
 
     name: str = "gcl"  # how it is called in results
     level: str = "instance"  # "instance" or "class", the label that serves as auxiliary variable
-    head_type: ClassVar[type[nn.Module]] = AuxiliaryHead
+    head_type: ClassVar[type[nn.Module]] = AuxiliaryHead  # the kind of head that the loss needs
 
     def __post_init__(self):
         check_choice("level", self.level, ("instance", "class"))
@@ -148,7 +148,7 @@ class InfoNCE:
     "Which second view belongs to a first one, and which first one to a second: cross-entropy on similarities, both ways."
 
     name: str = "infonce"  # how it is called in results
-    head_type: ClassVar[type[nn.Module]] = Similarity
+    head_type: ClassVar[type[nn.Module]] = Similarity  # the kind of head that the loss needs
 
     def n_rows(
         self,

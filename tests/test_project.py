@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "report": ["core"],
     "run": LOWER,
     "sweep": ["run", "report"],
+    "study": [*LOWER, "run"],
     "estimator": [*LOWER, "run"],
     "cli": [*LOWER, "run", "sweep"],
     "images": ["core", "sphere", "vmf", "dgp", "mixing", "source", "theory", "model"],
