@@ -287,8 +287,8 @@ def vmf_p_values(
     "Goodness of fit of a von Mises–Fisher law: Kolmogorov and Smirnov for the distance to mu, isotropy around it."
     z, mu = z.double(), mu.double()
     cosine = (z * mu).sum(1).cpu().numpy()
-    kappa = torch.as_tensor(kappa, dtype=torch.float64).cpu().expand(len(z)).numpy()
+    each = torch.as_tensor(kappa, dtype=torch.float64).cpu().expand(len(z)).numpy()
     level = np.empty_like(cosine)
-    for value in np.unique(kappa):
-        level[kappa == value] = cosine_cdf(cosine[kappa == value], float(value), z.shape[1])
+    for value in np.unique(each):
+        level[each == value] = cosine_cdf(cosine[each == value], float(value), z.shape[1])
     return {"distance": float(kstest(level, "uniform").pvalue), **isotropy_p_values(_tangent_directions(z, mu), group)}

@@ -39,28 +39,32 @@ def errors(trial: Trial) -> dict:
     cost = (delta[:, None, :] @ information @ delta[:, :, None]).mean() / 2
     isotropic = delta.square().mean() * information.diagonal(dim1=1, dim2=2).sum(1).mean() / 2
     return {
-        "excess": short(trial.record["excess"]), "r2_z": short(trial.record["r2_z"]),
+        "excess": short(trial.record["excess"]), "r2_z": short(trial.record["r2_z"]), "r2_w": short(trial.record["r2_w"]),
         "latent_excess": short(float(cost)), "isotropic_excess": short(float(isotropic)),
     }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "minimum.json", help="file to write; what it holds is kept")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "results" / "minimum.json", help="file to write; what it holds is kept"
+    )
     parser.add_argument("--steps", type=int, default=600, help="optimiser steps of a run")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each configuration")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run of each configuration a seed")
     arguments = parser.parse_args()
     stored = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
     evaluations, final = stored.get("evaluations", []), stored.get("final", [])
     done = {tuple(row[name] for name in COLUMNS) for row in final}
-    for seed, kappa, dim, case in product(range(arguments.seeds), (10.0, 50.0, 5.0, 20.0), (5, 3, 10), ("C1", "C4")):
+    for seed, kappa, dim, case in product(arguments.seeds, (10.0, 50.0, 5.0, 20.0), (5, 3, 10), ("C1", "C4")):
         if (kappa, dim, case, seed) in done:
             continue
         trial = run_seed(configuration(kappa, dim, case, arguments.steps), seed)
         run = dict(zip(COLUMNS, (kappa, dim, case, seed), strict=True))
         evaluations += [run | row for row in curve(trial)]
         final += [run | errors(trial)]
-        write_json(arguments.out, {"environment": environment(trial.fit.device), "evaluations": evaluations, "final": final})
+        write_json(
+            arguments.out, {"environment": environment(trial.fit.device), "evaluations": evaluations, "final": final}
+        )
         print(run, final[-1])
 
 
