@@ -136,7 +136,7 @@ def procrustes(
 # %% ../nbs/01_sphere.ipynb #bf31b8d0
 def as_parameter(
     argument: str,  # name of the parameter
-    value: Tensor | float,  # its value, a number or a tensor
+    value: Tensor | Sequence[float] | float,  # its value, numbers or a tensor
     like: Tensor,  # the tensor whose precision and device it must have
 ) -> Tensor:  # the parameter
     "A parameter as a tensor of the precision and on the device of another."

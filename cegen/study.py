@@ -20,7 +20,7 @@ from torch import nn
 from . import probe, theory
 from .core import check_choice, check_integer, choose_device, invalid, random_stream, write_json
 from .model import Encoder, Head
-from .run import environment
+from .run import environment, latents_of
 from .source import SyntheticSource
 from .train import FitResult, fit
 
@@ -35,7 +35,7 @@ def measure(
 ) -> dict[str, Any]:  # plain numbers, and the certificate's findings
     "Recovery, excess and diagnosis of one model."
     test = source.sample(n_test, random_stream(seed, "test", source.device))
-    z, features, half = test.z, head.features(encoder(test.x)), n_test // 2
+    z, features, half = latents_of(test), head.features(encoder(test.x)), n_test // 2
     halves = z[:half], features[:half], z[half:], features[half:]
     floor = theory.bayes_surprise(source.dgp, test)
     excess = theory.mean_of(theory.surprise(encoder, head, test, "instance").double() - floor)

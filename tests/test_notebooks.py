@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
+STUDIES = [f for f in EXPERIMENTS if f.stem.startswith("falsify_")]
 
 # Small enough for seconds; each new experiment is added here. (Reference and theory notebooks run under nbdev_test.)
 SMOKE = {"identify": {"dim": 3, "n_classes": 20, "n_instances": 100, "steps": 100}}
@@ -34,7 +35,7 @@ def strict_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
 
 
-@pytest.fixture(scope="module", params=[f.stem for f in EXPERIMENTS])
+@pytest.fixture(scope="module", params=[f.stem for f in EXPERIMENTS if f not in STUDIES])
 def executed(request, tmp_path_factory):
     "Name, folder and notebook of an experiment that has run."
     name = request.param
@@ -81,3 +82,14 @@ def test_invalid_value_is_refused_before_anything_runs(tmp_path):
     assert failure.value.ename == "ValueError"
     assert "dim=1" in failure.value.evalue
     assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda f: f.stem)
+def test_study_runs_and_judges_its_prediction(path, tmp_path):
+    run(path.stem, tmp_path, steps=10, batch_size=64)
+    study = strict_json(tmp_path / f"{path.stem.removeprefix('falsify_')}.json")
+    assert study["prediction"] and study["question"] and study["verdict"]
+    assert study["held"] in (True, False)
+    assert study["settings"] == {"steps": 10, "batch_size": 64}
+    assert len(study["records"]) > 2
+    assert all(r["excess"] > -5 * r["excess_se"] and r["findings"] for r in study["records"])
