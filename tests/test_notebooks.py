@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
 STUDIES = [f for f in EXPERIMENTS if f.stem.startswith("falsify_")]
 
-# Small enough for seconds; each new experiment is added here. (Reference and theory notebooks run under nbdev_test.)
+# Experiments that write a result.json, with parameters that are small enough for seconds. The others have tests of their own below.
+# (Reference and theory notebooks run under nbdev_test.)
 SMOKE = {"identify": {"dim": 3, "n_classes": 20, "n_instances": 100, "steps": 100}}
 
 pytestmark = pytest.mark.slow
@@ -35,11 +36,10 @@ def strict_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
 
 
-@pytest.fixture(scope="module", params=[f.stem for f in EXPERIMENTS if f not in STUDIES])
+@pytest.fixture(scope="module", params=list(SMOKE))
 def executed(request, tmp_path_factory):
     "Name, folder and notebook of an experiment that has run."
     name = request.param
-    assert name in SMOKE, f"give nbs/experiments/{name}.ipynb small parameters in SMOKE"
     folder = tmp_path_factory.mktemp(name)
     return name, folder, run(name, folder, **SMOKE[name])
 
@@ -93,3 +93,16 @@ def test_study_runs_and_judges_its_prediction(path, tmp_path):
     assert study["settings"] == {"steps": 10, "batch_size": 64}
     assert len(study["records"]) > 2
     assert all(r["excess"] > -5 * r["excess_se"] and r["findings"] for r in study["records"])
+
+
+def test_every_experiment_is_tested():
+    assert {f.stem for f in EXPERIMENTS} == {*SMOKE, *(f.stem for f in STUDIES), "relatives"}
+
+
+def test_relatives_learn_on_one_world(tmp_path):
+    run("relatives", tmp_path, dim=3, n_classes=20, n_instances=40, steps=60, batch_size=128)
+    stored = strict_json(tmp_path / "relatives.json")
+    assert [record["method"] for record in stored["records"]] == ["diet", "supervised", "infonce", "tcl", "gcl"]
+    assert stored["config"]["steps"] == 60
+    assert all(-1 < record["r2_z"] <= 1 for record in stored["records"])
+    assert stored["records"][0]["broken"] == [] and "uniform marginal" in stored["records"][2]["broken"]
