@@ -7,7 +7,8 @@ import torch
 
 from cegen import InvertibleMLP
 from cegen.core import random_stream
-from cegen.sphere import sample_uniform
+from cegen.mixing import find_preimages, gains, relative_gain, tangent_jacobian
+from cegen.sphere import sample_uniform, tangent_basis
 
 
 @pytest.mark.parametrize("dim", [2, 5, 20, 100])
@@ -97,3 +98,75 @@ def test_wrong_shapes_and_nan_are_refused(unchecked):
         g.inverse(torch.ones(5, 5))
     with pytest.raises(ValueError, match="NaN or infinity"):
         g.inverse(torch.full((5, 6), float("inf")))
+
+
+# Injectivity
+
+
+def points(dim, n, name):
+    "Uniform points on the sphere in double precision."
+    return sample_uniform(n, dim, random_stream(dim, name), torch.float64)
+
+
+def fold(z):
+    "Mirror images look the same."
+    return torch.cat([z[:, :1].abs(), z[:, 1:]], dim=1)
+
+
+def flat(z):
+    "One direction is lost."
+    return z[:, 1:]
+
+
+@pytest.mark.parametrize("dim", [2, 3, 6])
+def test_tangent_jacobian_agrees_with_reverse_mode(dim):
+    g, z = InvertibleMLP(dim, observed_dim=dim + 2).double(), points(dim, 10, "data")
+    full = torch.vmap(torch.func.jacrev(g))(z)
+    torch.testing.assert_close(tangent_jacobian(g, z), full @ tangent_basis(z))
+
+
+@pytest.mark.parametrize("dim", [2, 3, 6])
+def test_gains_of_known_maps(dim):
+    z = points(dim, 20, "data")
+    torch.testing.assert_close(gains(lambda z: 3 * z, z), torch.full((20, dim - 1), 3.0).double())
+    pole = torch.eye(dim).double()[:1]
+    stretch = torch.arange(1.0, dim + 1).double()
+    expected = stretch[1:].flip(0)[None]
+    torch.testing.assert_close(gains(lambda z: z * stretch, pole), expected)
+    torch.testing.assert_close(gains(lambda z: (z * stretch).unflatten(1, (1, dim, 1)), pole), expected)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 5])
+def test_preimages_of_a_fold_are_mirror_images(dim):
+    z, start = points(dim, 200, "data"), points(dim, 200, "start")
+    found, gap = find_preimages(fold, z, start)
+    met = gap < 1e-6
+    assert met.double().mean() > 0.4
+    mirror = torch.cat([-z[:, :1], z[:, 1:]], dim=1)
+    off = torch.minimum((found - z).norm(dim=1), (found - mirror).norm(dim=1))
+    assert off[met].max() < 1e-4
+    assert ((found - mirror).norm(dim=1)[met] < 1e-4).any()
+
+
+def test_no_steps_leave_the_start():
+    z, start = points(3, 10, "data"), points(3, 10, "start")
+    found, gap = find_preimages(fold, z, start, n_steps=0)
+    assert torch.equal(found, start)
+    torch.testing.assert_close(gap, (fold(start) - fold(z)).norm(dim=1))
+
+
+@pytest.mark.parametrize("dim", [2, 3, 5, 10])
+@pytest.mark.parametrize("seed", range(3))
+def test_relative_gain_tells_injective_maps_from_others(dim, seed):
+    z, start = points(dim, 64, f"data {seed}"), points(dim, 512, f"start {seed}")
+    g = InvertibleMLP(dim, seed=seed).double()
+    assert 1e-4 < relative_gain(g, z, start) <= 1
+    assert relative_gain(lambda z: g(fold(z)), z, start) < 1e-6
+    assert relative_gain(torch.zeros_like, z, start) == 0
+    if dim > 2:
+        assert relative_gain(lambda z: flat(g(z)), z, start) < 1e-2
+
+
+def test_relative_gain_of_an_isometry_is_one():
+    z, start = points(4, 32, "data"), points(4, 64, "start")
+    assert relative_gain(lambda z: 7 * z, z, start) == pytest.approx(1, abs=1e-6)
