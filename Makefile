@@ -15,7 +15,7 @@ test test-notebooks test-python: export OMP_WAIT_POLICY := PASSIVE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint in-sync test-notebooks test-python lab notebooks export clean-notebooks docs docs-serve readme results bench clean
+.PHONY: help demo test lint in-sync test-notebooks test-python lab notebooks export clean-notebooks docs docs-serve readme results studies bench clean
 
 help:  ## list every task
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,15 @@ readme: $(VENV)/.dev  ## render README.md from nbs/index.ipynb
 
 results: $(VENV)/.dev  ## compute the front page's table and picture again (six runs, some minutes)
 	$(BIN)/python tools/front_page.py
+
+studies: $(VENV)/.dev  ## run what the pages of nbs/theory tell of again (an hour); studies that are there are kept
+	@mkdir -p runs
+	for study in nbs/experiments/falsify_*.ipynb; do \
+	  $(BIN)/python -m papermill --kernel python3 --no-progress-bar -p steps 500 -y 'seeds: [0, 1, 2]' \
+	    -p out results/falsification $$study runs/$$(basename $$study) || exit 1; done
+	$(BIN)/python -m papermill --kernel python3 --no-progress-bar -p steps 400 -y 'seeds: [0, 1, 2]' \
+	  -p out results nbs/experiments/relatives.ipynb runs/relatives.ipynb
+	$(BIN)/python tools/minimum_runs.py
 
 bench: $(VENV)/.dev  ## measure the sampler and one training step on this machine
 	$(BIN)/python tools/bench.py

@@ -136,7 +136,7 @@ def procrustes(
 # %% ../nbs/01_sphere.ipynb #bf31b8d0
 def as_parameter(
     argument: str,  # name of the parameter
-    value: Tensor | Sequence[float] | float,  # its value, numbers or a tensor
+    value: Tensor | float,  # its value, a number or a tensor
     like: Tensor,  # the tensor whose precision and device it must have
 ) -> Tensor:  # the parameter
     "A parameter as a tensor of the precision and on the device of another."
@@ -587,7 +587,7 @@ class SphereMixture(SphereDistribution):
         Distribution.__init__(self, shape[:-1], component.event_shape, validate_args=False)
         self._validate_args = Distribution._validate_args if validate_args is None else validate_args
         if self._validate_args:
-            good = (weights >= 0) & (weights.sum(-1, keepdim=True) > 0)
+            good = (weights >= 0) & (weights != 0).any(-1, keepdim=True)
             check_range("weights", weights, good, "finite and ≥ 0, and not zero for all components of a row")
         weights = weights.expand(shape)
         self.weights = weights / weights.sum(-1, keepdim=True)

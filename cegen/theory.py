@@ -515,10 +515,14 @@ def optimal_model(
         raise invalid("psi", "given", f"left out in case {case}", "Unit rows leave no room for an offset.")
     vectors = dgp.class_vectors
     matrix = _matrix(h, case, vectors) * (kappa / beta if case == "C3" else 1.0)
+    if psi is not None and psi.shape != (len(matrix),):
+        raise invalid("psi", f"shape {tuple(psi.shape)}", f"{len(matrix)} numbers", "One for each feature.")
+    if psi is not None and check_finite("psi", psi).shape != matrix.shape[:1]:
+        raise invalid("psi", f"shape {tuple(psi.shape)}", f"({len(matrix)},)", "It has the dimension of the features.")
     rows = (kappa / beta) * vectors @ torch.linalg.pinv(matrix.double()).to(vectors)
     head = Head(len(row_class := _row_class(dgp, level)), len(matrix), case, beta=beta).to(dgp.device)
     with torch.no_grad():
-        head.weight.copy_((rows if psi is None else rows + psi)[row_class])
+        head.weight.copy_((rows if psi is None else rows + psi.to(rows))[row_class])
     return OptimalEncoder(mixing, matrix), head
 
 # %% ../nbs/06_theory.ipynb #5a80e845

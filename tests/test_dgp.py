@@ -4,8 +4,9 @@ import pytest
 import torch
 from scipy import stats
 
-from cegen import ClusterDGP, ProjectedNormal
+from cegen import ClusterDGP, ProjectedNormal, VonMisesFisher
 from cegen.core import random_stream
+from cegen.sphere import ProjectedAnisotropicNormal, SphereMixture, SphericalCauchy, scatter_around
 
 N_SAMPLES = 20_000
 
@@ -71,6 +72,105 @@ def test_own_class_vectors_instance_map_and_conditional_are_used():
     assert torch.equal(dgp.class_vectors, vectors)
     assert torch.equal(label, instances[instance])
     assert ((z * vectors[label]).sum(1) > 0.99).all()
+
+
+CONDITIONALS = {
+    "cauchy": lambda mu: SphericalCauchy(mu, 0.8),
+    "anisotropic": lambda mu: ProjectedAnisotropicNormal(mu, [0.6, 0.1, 0.3]),
+    "mixture": lambda mu: SphereMixture(VonMisesFisher(scatter_around(mu, 4, 0.7, generator=5), 50.0), [4, 3, 2, 1]),
+    "scale of each class": lambda mu: ProjectedNormal(mu, torch.linspace(0.1, 1.0, 6).to(mu)),
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONALS)
+def test_samples_of_own_conditionals_have_their_density(name):
+    dgp = ClusterDGP(dim=3, n_classes=6, n_instances=12, conditional=CONDITIONALS[name])
+    z, _, label = draw(dgp)
+    whole = dgp.distribution(dtype=torch.float64)
+    for c in range(6):
+        found = -dgp.log_conditional(z[label == c].double())[:, c]  # single-precision samples, double-precision density
+        fresh = -whole[c].log_prob(whole[c].sample((len(found),), 9))
+        assert stats.ks_2samp(found.numpy(), fresh.numpy()).pvalue > 1e-4
+        for k in range(3):
+            other = whole[c].sample((4000,), 10 + k)[:, k]
+            assert stats.ks_2samp(z[label == c, k].numpy(), other.numpy()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("name", [*CONDITIONALS, "vmf", "normal", "laplace"])
+def test_log_conditional_is_the_density_of_every_class(name):
+    dgp = ClusterDGP(
+        dim=3, n_classes=6, n_instances=12, kappa=torch.arange(6.0), conditional=CONDITIONALS.get(name, name)
+    )
+    z = draw(dgp, 50)[0]
+    for dtype in (torch.float32, torch.float64):
+        log_p = dgp.log_conditional(z.to(dtype))
+        assert log_p.dtype == dtype
+        torch.testing.assert_close(
+            log_p, dgp.distribution(dtype=dtype).log_prob(z.to(dtype)[:, None]), rtol=1e-5, atol=1e-4
+        )
+
+
+def test_own_conditional_sees_all_classes_however_few_are_drawn():
+    seen = []
+
+    def conditional(mu):
+        seen.append(mu)
+        return SphericalCauchy(mu, torch.linspace(0.1, 0.9, 5))
+
+    dgp = ClusterDGP(dim=4, n_classes=5, n_instances=5, conditional=conditional)
+    law = dgp.distribution(torch.tensor([4, 4, 0]))
+    assert torch.equal(law.rho, torch.tensor([0.9, 0.9, 0.1]))
+    assert all(torch.equal(mu, dgp.class_vectors) for mu in seen)
+
+
+def test_own_conditional_may_be_a_module_that_moves_with_the_process():
+    class Mixture(torch.nn.Module):
+        def __init__(self, sub_vectors):
+            super().__init__()
+            self.register_buffer("sub_vectors", sub_vectors)
+
+        def forward(self, mu):
+            return SphereMixture(VonMisesFisher(self.sub_vectors.to(mu), 100.0))
+
+    a, b = (ClusterDGP(3, 2, 2, conditional=Mixture(scatter_around(torch.eye(3)[:2], 3, 0.5, s))) for s in (0, 1))
+    b.load_state_dict(a.state_dict())
+    assert all(torch.equal(x, y) for x, y in zip(draw(a, 50), draw(b, 50), strict=True))
+
+
+def test_conditionals_from_elsewhere_are_given_the_rows_of_the_batch():
+    class Still(torch.distributions.Distribution):
+        "A distribution of another library: it cannot be indexed."
+
+        def __init__(self, mu):
+            self.mu = mu
+            super().__init__(mu.shape[:-1], mu.shape[-1:], validate_args=False)
+
+        def sample(self, sample_shape=(), generator=None):
+            return self.mu
+
+        def log_prob(self, value):
+            return (value * self.mu).sum(-1)
+
+    dgp = ClusterDGP(3, 4, 8, conditional=Still)
+    z, _, label = draw(dgp, 100)
+    assert torch.equal(z, dgp.class_vectors[label])
+    torch.testing.assert_close(dgp.log_conditional(z), z @ dgp.class_vectors.T)
+
+
+@pytest.mark.parametrize(
+    ("conditional", "message"),
+    [
+        (lambda mu: SphericalCauchy(mu[0], 0.5), r"SphericalCauchy of batch shape \(\)"),
+        (lambda mu: SphericalCauchy(mu[:, None], 0.5), r"batch shape \(4, 1\)'.*of batch shape \(4,\)"),
+        (lambda mu: mu, "a Tensor of batch shape"),
+    ],
+)
+def test_own_conditional_must_give_a_distribution_for_each_class(unchecked, conditional, message):
+    dgp = ClusterDGP(3, 4, 8, conditional=conditional)
+    with pytest.raises(ValueError, match=message):
+        dgp.sample(5, 0)
+    with pytest.raises(ValueError, match=message):
+        dgp.log_conditional(torch.eye(3))
 
 
 def test_concentrated_class_vectors_crowd_around_the_first_axis():

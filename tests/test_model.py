@@ -98,7 +98,7 @@ def test_auxiliary_head_is_a_head_with_biases_and_a_term_common_to_all_labels(ca
     head, f = AuxiliaryHead(20, 4, case, beta=2.0), features()
     linear = 2.0 * head.features(f) @ head.rows.T + head.bias
     torch.testing.assert_close(head(f), linear)  # at the start
-    torch.nn.init.ones_(head.marginal[-1].weight)
+    torch.nn.init.ones_(head.marginal.out.weight)
     common = head(f) - linear
     torch.testing.assert_close(common, common[:, :1].expand(16, 20), atol=1e-4, rtol=0)
     assert common[:, 0].std() > 1e-3
@@ -109,7 +109,7 @@ def test_auxiliary_head_is_initialised_from_the_generator_alone():
     a, b, c = (AuxiliaryHead(20, 4, generator=s).state_dict() for s in (0, 0, 1))
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert not torch.equal(a["marginal.0.weight"], c["marginal.0.weight"])
+    assert not torch.equal(a["marginal.hidden.weight"], c["marginal.hidden.weight"])
 
 
 @pytest.mark.parametrize("objective", ["diet", "supervised"])

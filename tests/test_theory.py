@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate, special
-
 from torch import nn
 
 from cegen import ArraySource, ClusterDGP, InvertibleMLP, SyntheticSource, fit, theory
@@ -59,14 +58,14 @@ def test_limits(dim):
 @pytest.mark.parametrize("extra", [{}, {"label_noise": 0.3}, {"class_weights": torch.tensor([4.0, 2.0, 1.0, 1.0])}])
 def test_posterior_is_calibrated(conditional, extra):
     dgp = ClusterDGP(3, 4, 13, kappa=4.0, scale=0.5, conditional=conditional, seed=2, **extra)
-    z, _, label = dgp.sample(20_000, random_stream(0, "data"))
+    z, _, label = dgp.sample(5_000, random_stream(0, "data"))
     posterior = log_class_posterior(dgp, z.double()).exp()
-    torch.testing.assert_close(posterior.sum(1), torch.ones(20_000, dtype=torch.float64))
+    torch.testing.assert_close(posterior.sum(1), torch.ones(5_000, dtype=torch.float64))
     shown = torch.nn.functional.one_hot(label, 4).double()
     for low in (0.0, 0.2, 0.4, 0.6):
         inside = (posterior >= low) & (posterior < low + 0.2)
-        if inside.sum() > 500:
-            assert abs(shown[inside].mean() - posterior[inside].mean()) < 0.03
+        if inside.sum() > 200:
+            assert abs(shown[inside].mean() - posterior[inside].mean()) < 0.06
 
 
 @pytest.mark.parametrize(
@@ -125,7 +124,7 @@ def test_floor_of_a_large_world_takes_little_memory():
 import resource
 from cegen import ClusterDGP
 from cegen.theory import bayes_cross_entropy
-floor = bayes_cross_entropy(ClusterDGP(5, 10_000, 1_000_000), n_samples=5000)
+floor = bayes_cross_entropy(ClusterDGP(5, 10_000, 1_000_000), n_samples=1000)
 print(floor.standard_error, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -226,7 +225,8 @@ def test_features_may_have_more_dimensions_than_latents(width, seed):
         ({"beta": 3.0, "case": "C1"}, "κ = 10 in case C1"),
         ({"psi": torch.ones(3), "case": "C1"}, "left out in case C1"),
         ({"psi": torch.ones(3), "case": "C3"}, "left out in case C3"),
-        ({"psi": torch.ones(2)}, "psi="),
+        ({"psi": torch.ones(2)}, r"psi='shape \(2,\)'"),
+        ({"psi": torch.full((3,), math.inf)}, "finite everywhere"),
     ],
 )
 def test_bad_arguments_of_the_optimum_are_named(unchecked, arguments, message):
@@ -468,7 +468,7 @@ def test_finds_a_collapsed_code(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("dim", "n_classes"), [(3, 12), (3, 100), (5, 100)])
+@pytest.mark.parametrize(("dim", "n_classes"), [(3, 40), (3, 100), (5, 100)])
 def test_finds_folded_class_vectors(dim, n_classes, seed):
     source = world(dim, n_classes, 2 * n_classes, seed=seed)
     fold = Fold()
@@ -537,7 +537,7 @@ def test_finds_what_data_do_not_determine(seed):
 
 def test_certifies_a_short_training():
     source = world(2, 6, 24, kappa=5.0)
-    result = fit(source, "diet", case="C4", n_steps=600, seed=0)
+    result = fit(source, Encoder(2, 2), Head(24, 2), steps=600, batch_size=256, device="cpu")
     certificate = certify(result, source, tolerance=0.1)
     assert [finding.name for finding in certificate.findings] == ["at the optimum"], certificate
 

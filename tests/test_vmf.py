@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from cegen.sphere import log_sphere_area, normalize, sample_uniform, tangent_basis, unit_sphere
+from cegen.sphere import SphereMixture, log_sphere_area, normalize, sample_uniform, tangent_basis, unit_sphere
 from cegen.vmf import MAX_KAPPA, VonMisesFisher, log_normalizer, mean_resultant_length
 
 P_MIN = 1e-4  # p-values of the statistical tests; the seeds are fixed
@@ -332,6 +333,76 @@ def test_works_inside_torch_distributions():
     )
     each = VonMisesFisher(mu, 4.0).log_prob(z[:, None])
     torch.testing.assert_close(mixture.log_prob(z), each.logsumexp(-1) - math.log(3))
+
+
+@pytest.mark.parametrize("dim", [2, 5, 50])
+@pytest.mark.parametrize("kappa", [0.0, 10.0, 1e4, MAX_KAPPA, "one each"])
+def test_pairs_are_exact_to_rounding(dim, kappa):
+    g = generator(dim)
+    mu = sample_uniform(30, dim, g, torch.float64)
+    kappa = torch.logspace(-2, 8, 30, dtype=torch.float64) if kappa == "one each" else kappa
+    cloud = VonMisesFisher(mu, kappa)
+    z = torch.cat([sample_uniform(500, dim, g, torch.float64), cloud.sample((3,), g).reshape(-1, dim), mu, -mu])
+    found, expected = cloud.pairwise_log_prob(z), cloud.log_prob(z[:, None])
+    assert found.shape == (650, 30)
+    # the cosine is rounded to a few 2⁻⁵³, and κ magnifies that
+    assert ((found - expected).abs() <= 1e-15 * (4 * cloud.kappa + 4 * expected.abs())).all()
+    single = VonMisesFisher(mu.float(), cloud.kappa.float()).pairwise_log_prob(z.float())
+    assert single.dtype == torch.float32
+    assert ((single - expected).abs() <= 4e-7 * (2 * cloud.kappa + 4 * expected.abs() + 4)).all()
+
+
+def test_pairs_are_differentiable():
+    g = generator(3)
+    mu = sample_uniform(3, 4, g, torch.float64).requires_grad_()
+    kappa = torch.tensor([0.5, 3.0, 40.0], dtype=torch.float64, requires_grad=True)
+    z = sample_uniform(2, 4, g, torch.float64).requires_grad_()
+    pairs = lambda z, mu, kappa: VonMisesFisher(mu, kappa, validate_args=False).pairwise_log_prob(z)  # noqa: E731
+    assert torch.autograd.gradcheck(pairs, (z, mu, kappa))
+    assert torch.autograd.gradgradcheck(pairs, (z, mu, kappa))
+
+
+def test_pairs_never_hold_points_times_rows_times_coordinates():
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                self.numbers = max(self.numbers, result.numel())
+            return result
+
+    g = generator()
+    mu, z = sample_uniform(1000, 20, g), sample_uniform(2000, 20, g)
+    with Largest() as largest:
+        VonMisesFisher(mu, 10.0).pairwise_log_prob(z)
+    assert largest.numbers == 1000 * 2000  # the result itself
+
+
+@pytest.mark.parametrize("kappa", [10.0, torch.tensor([0.1, 10.0, 1e3, 20.0])])
+def test_picked_rows_keep_their_kappa(kappa):
+    mu, label = sample_uniform(4, 5, generator(17)), torch.tensor([3, 0, 0, 2, 1])
+    cloud = VonMisesFisher(mu, kappa)
+    some = cloud[label]
+    each = kappa if isinstance(kappa, float) else kappa[label]
+    expected = VonMisesFisher(mu[label], each)
+    assert torch.equal(some.sample((3,), 1), expected.sample((3,), 1))
+    assert torch.equal(some.mean, expected.mean)
+    assert torch.equal(some.entropy(), expected.entropy())
+    assert torch.equal(some.log_prob(mu[label]), expected.log_prob(mu[label]))
+
+
+def test_a_mixture_of_clouds_agrees_with_torch():
+    g = generator(18)
+    mu, z = sample_uniform(12, 3, g).reshape(4, 3, 3), sample_uniform(20, 3, g)
+    mixture = SphereMixture(VonMisesFisher(mu, 20.0), [1.0, 2.0, 3.0])
+    expected = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.tensor([1.0, 2.0, 3.0]).expand(4, 3)), VonMisesFisher(mu, 20.0)
+    )
+    torch.testing.assert_close(mixture.pairwise_log_prob(z), expected.log_prob(z[:, None]))
+    torch.testing.assert_close(mixture.mean, expected.mean)
+    z = mixture.sample((50_000,), 1)
+    torch.testing.assert_close(z.mean(0), mixture.mean, rtol=0, atol=0.015)
 
 
 def test_copies_and_pickles():
