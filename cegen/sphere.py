@@ -136,7 +136,7 @@ def procrustes(
 # %% ../nbs/01_sphere.ipynb #bf31b8d0
 def as_parameter(
     argument: str,  # name of the parameter
-    value: Tensor | float,  # its value, a number or a tensor
+    value: Tensor | Sequence[float] | float,  # its value: a tensor, numbers, or one number
     like: Tensor,  # the tensor whose precision and device it must have
 ) -> Tensor:  # the parameter
     "A parameter as a tensor of the precision and on the device of another."
@@ -510,7 +510,7 @@ class ProjectedAnisotropicNormal(ProjectedNormal):
     def __init__(
         self,
         mu: Float[Tensor, "*batch d"],  # unit vectors, d ≥ 2
-        scale: Float[Tensor, "... d"] | Sequence[float] | float = 1.0,  # σ > 0 of each coordinate, for all rows or for each
+        scale: Float[Tensor, "... #d"] | Sequence[float] | float = 1.0,  # σ > 0 of each coordinate, for all rows or for each
         validate_args: bool | None = None,  # whether to check, None = PyTorch's default, which is yes
     ):
         super().__init__(mu, as_parameter("scale", scale, mu), validate_args=validate_args)
