@@ -179,7 +179,7 @@ def broadcast_rows(
     return {"mu": mu.expand(rows + mu.shape[-1:])} | {n: v.expand(rows + tail[n]) for n, v in parameters.items()}
 
 # %% ../nbs/01_sphere.ipynb #6c4b4ce4
-BLOCK = 2**17  # numbers held at once by a matrix of log densities: few enough for a processor's cache
+BLOCK = 2**16  # numbers held at once beside a matrix of log densities: few enough for a processor's cache
 
 
 class SphereDistribution(Distribution):
@@ -253,12 +253,15 @@ class SphereDistribution(Distribution):
         if self._validate_args:
             self.check_points(z[(slice(None), *[None] * len(self.batch_shape))])
         cost, log_p_of = self._pairwise()
-        log_p, block = z.new_empty(z.shape[:1] + self.batch_shape), max(1, BLOCK // max(1, cost))
+        block = max(1, BLOCK // cost) if cost else len(z)
+        if block >= len(z):
+            return log_p_of(z)
+        log_p = z.new_empty(z.shape[:1] + self.batch_shape)
         for start in range(0, len(z), block):
             log_p[start : start + block] = log_p_of(z[start : start + block])
         return log_p
 
-    def _pairwise(self):  # how many numbers one point needs, and the function that a block of points is given to
+    def _pairwise(self):  # how many numbers a point takes beside its result, and the function that a block of points is given to
         return self.mu.numel(), lambda z: self.log_prob(z[(slice(None), *[None] * len(self.batch_shape))])
 
     def check_points(
@@ -545,9 +548,9 @@ class SphericalCauchy(RotationallySymmetric):
 
     def _profile(self):
         power, near = self.event_shape[0] - 1, 1 - self.rho
-        log_uniform, log_height = -log_sphere_area(power + 1), near.log() + self.rho.log1p()
-        return lambda cosine: log_uniform + power * (
-            log_height - (near.square() + 2 * self.rho * (1 - cosine).clamp(min=0)).log())
+        log_peak = power * (self.rho.log1p() - near.log()) - log_sphere_area(power + 1)
+        spread = 2 * self.rho / near.square()
+        return lambda cosine: log_peak - power * (spread * (1 - cosine).clamp(min=0)).log1p()
 
     @torch.no_grad()
     def sample(
@@ -630,7 +633,7 @@ class SphereMixture(SphereDistribution):
 
     def _pairwise(self):
         log_weights, (cost, log_p_of) = self.weights.log(), self.component._pairwise()
-        return cost, lambda z: (log_weights + log_p_of(z)).logsumexp(-1)
+        return cost + self.weights.numel(), lambda z: (log_weights + log_p_of(z)).logsumexp(-1)
 
     @torch.no_grad()
     def sample(

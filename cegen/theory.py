@@ -737,7 +737,8 @@ def _signs(learnt: _Learnt, checks: CheckList, broken: Sequence[Check], loss: fl
         "loss at ln N": (guess - loss < 0.05 * (guess - floor), f"{loss:.3f} of ln {len(learnt.w)} = {guess:.3f}, floor {floor:.3f}"),
         "code collapsed": (rank < min(d, k), f"{rank} of {d} directions vary"),
         "folded class vectors": (folded, f"for {fold:.0%} of the classes the nearest row is that of a distant class"),
-        "rows recovered but not latents": (lost and not folded and rows <= 0.1, f"variance not explained: rows {rows:.3f}, latents {latents:.3f}"),
+        "rows recovered but not latents": (lost and not folded and rows <= 0.1,
+                                           f"variance not explained: rows {rows:.3f}, latents {latents:.3f}"),
         "temperature not converged": (latents <= 0.1 and checks["temperature"].status == "failed", f"β/κ is {temperature:.3f}"),
     }
     return {name: detail for name, (there, detail) in signs.items() if there}

@@ -194,6 +194,11 @@ class VonMisesFisher(RotationallySymmetric):
         log_peak = self._log_peak
         return lambda cosine: log_peak + self.kappa * (cosine - 1)
 
+    def _pairwise(self):  # the exponent is linear in z: one matrix product, and nothing beside its result
+        offset = (self._log_peak - self.kappa).reshape(-1)
+        direction = (self.kappa[..., None] * self.mu).reshape(-1, *self.event_shape)
+        return 0, lambda z: torch.addmm(offset, z, direction.T).reshape(z.shape[:1] + self.batch_shape)
+
     def _take(self, index):
         new = super()._take(index)
         new._kappa = self._kappa if self._kappa.ndim == 0 else new.kappa
