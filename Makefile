@@ -87,9 +87,9 @@ results: $(VENV)/.dev  ## compute the front page's table and picture again (six 
 studies: $(VENV)/.dev  ## run what the pages of nbs/theory tell of again (an hour); studies that are there are kept
 	@mkdir -p runs
 	for study in nbs/experiments/falsify_*.ipynb; do \
-	  $(BIN)/python -m papermill --kernel python3 --no-progress-bar -p steps 500 -y 'seeds: [0, 1, 2]' \
+	  $(BIN)/python -m papermill --kernel python3 --no-progress-bar -p steps 1000 -y 'seeds: [0, 1, 2]' \
 	    -p out results/falsification $$study runs/$$(basename $$study) || exit 1; done
-	$(BIN)/python -m papermill --kernel python3 --no-progress-bar -p steps 400 -y 'seeds: [0, 1, 2]' \
+	$(BIN)/python -m papermill --kernel python3 --no-progress-bar -p steps 1000 -y 'seeds: [0, 1, 2]' \
 	  -p out results nbs/experiments/relatives.ipynb runs/relatives.ipynb
 	$(BIN)/python tools/minimum_runs.py
 

@@ -8,12 +8,14 @@ from importlib import import_module
 # and a program that only samples latents never loads scikit-learn or pandas.
 _HOMES = {
     "core": ["AssumptionViolated", "Batch", "CheckpointError", "Source", "TrainingDiverged"],
-    "sphere": ["ProjectedGeneralizedNormal", "ProjectedLaplace", "ProjectedNormal"],
+    "sphere": [
+        "ProjectedAnisotropicNormal", "ProjectedGeneralizedNormal", "ProjectedLaplace", "ProjectedNormal", "SphereMixture", "SphericalCauchy",
+    ],
     "vmf": ["VonMisesFisher"],
     "dgp": ["ClusterDGP"],
     "mixing": ["InvertibleMLP"],
-    "source": ["ArraySource", "SyntheticSource"],
-    "model": ["Encoder", "Head"],
+    "source": ["ArraySource", "PairedSource", "SyntheticSource"],
+    "model": ["AuxiliaryHead", "Encoder", "Head", "Similarity"],
     "train": ["FitResult", "fit"],
     "probe": ["identifiability_report"],
     "run": ["Config", "Result", "identify"],

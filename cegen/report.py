@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'CONFIGURATION', 'DETAILS', 'PAPERS_OWN', 'make_record', 'write_records', 'read_records', 'paper_table',
-           'beside_paper', 'summary', 'plot_sphere', 'plot_history', 'plot_recovery']
+           'beside_paper', 'summary', 'plotting', 'plot_sphere', 'plot_history', 'plot_recovery']
 
 # %% ../nbs/11_report.ipynb #264b0a5c
 import io
@@ -254,7 +254,7 @@ def summary(
     return "\n".join(line for _, group in groups for line in _lines(group, differing))
 
 # %% ../nbs/11_report.ipynb #256263f7
-def _plotting() -> tuple[Any, Any]:
+def plotting() -> tuple[Any, Any]:
     "matplotlib.pyplot and seaborn, imported when a figure is wanted."
     try:
         import matplotlib.pyplot as plt
@@ -296,7 +296,7 @@ def plot_sphere(
             raise invalid(name, f"{value.shape[1]} columns", "3 columns wide", "Pass three of the coordinates.")
     if len(label) != len(points):
         raise invalid("label", f"{len(label)} entries", f"as long as z, which has {len(points)} rows")
-    plt, sns = _plotting()
+    plt, sns = plotting()
     colours = np.array([*sns.color_palette("colorblind", n_coloured), (0.7, 0.7, 0.7)])
     figure = plt.figure(figsize=(4, 4), dpi=80)
     axes = figure.add_axes((0, 0, 1, 0.94), projection="3d", computed_zorder=False, azim=azimuth, elev=20)
@@ -320,7 +320,7 @@ def plot_history(
     missing = {"step", "loss"} - set(history)
     if missing:
         raise invalid("history", f"columns {list(history)}", "a table with the columns step and loss")
-    plt, sns = _plotting()
+    plt, sns = plotting()
     scores = [name for name in history if str(name).startswith("r2")]
     figure, panels = plt.subplots(1, 1 + bool(scores), figsize=(4.2 * (1 + bool(scores)), 3.2), dpi=80,
                                   layout="constrained", squeeze=False)
@@ -353,7 +353,7 @@ def plot_recovery(
     if truth.shape != estimate.shape:
         raise invalid("z_aligned", f"shape {estimate.shape}", f"of the shape of z, {truth.shape}",
                       "Align first: predict z from z̃, then pass the prediction.")
-    plt, sns = _plotting()
+    plt, sns = plotting()
     shown = min(truth.shape[1], 10)
     columns = min(shown, 5)
     figure, panels = plt.subplots(-(-shown // columns), columns, figsize=(1.9 * columns, 2.1 * -(-shown // columns)), dpi=80,

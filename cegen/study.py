@@ -20,6 +20,7 @@ from torch import nn
 from . import probe, theory
 from .core import Batch, check_choice, check_integer, choose_device, invalid, random_stream, write_json
 from .model import Encoder, Head
+from .report import plotting
 from .run import environment, latents_of
 from .source import SyntheticSource
 from .train import FitResult, fit
@@ -167,13 +168,11 @@ def plot_study(
     scores: Sequence[str] = ("r2_z", "excess"),  # one panel for each
 ) -> Any:  # a matplotlib Figure
     "Scores against what was varied: means over seeds, and every seed as a point."
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
     frame = study.to_frame()
     for name in (x, *scores, *([hue] if hue else [])):
         check_choice("column", name, list(frame.columns))
     frame = frame.assign(**{name: frame[name].astype(str) for name in (x, hue) if name})
+    plt, sns = plotting()
     labels = {"r2_z": "R² of the latents", "excess": "excess loss in nats", "orthogonality_error": "orthogonality error"}
     figure, panels = plt.subplots(1, len(scores), figsize=(4.2 * len(scores), 3.2), dpi=80, layout="constrained", squeeze=False)
     for axes, score in zip(panels[0], scores, strict=True):

@@ -241,7 +241,7 @@ def _generator_check(vectors: Tensor | None) -> Check:
     spread = spread / math.sqrt(len(vectors))
     lost = directions[spread <= 1e-5]
     found = f"{len(vectors)} class vectors, d = {vectors.shape[1]}"
-    detail = f"{found}: latents along {len(lost)} directions leave the labels' odds unchanged" if len(lost) else found
+    detail = f"{found}: latents along {len(lost)} direction(s) leave the labels' odds unchanged" if len(lost) else found
     return measured("affine generator system", _SPHERE, float(spread[-1]), ">", 1e-5, detail=detail, directions=lost if len(lost) else None)
 
 
@@ -630,6 +630,13 @@ def _map_checks(learnt: _Learnt, tolerance: float) -> list[Check]:
     return checks
 
 
+def _temperature_check(learnt: _Learnt, tolerance: float, beta: float) -> Check:
+    name, line = "temperature", "β = κ in C1, effectively everywhere"
+    if learnt.kappa is None:
+        return unknown(name, line, f"effective β {beta:.3g}, but no single κ to compare it with")
+    return measured(name, line, abs(beta / learnt.kappa - 1), "≤", 2 * tolerance, detail=f"effective β {beta:.3g}, κ {learnt.kappa:g}")
+
+
 def _row_checks(learnt: _Learnt, tolerance: float) -> list[Check]:
     centred = learnt.w - learnt.w.mean(0)
     total = centred.square().sum().clamp_min(torch.finfo(centred.dtype).tiny)
@@ -662,7 +669,7 @@ FINDINGS = {
     "not at the optimum": "The loss is above the floor. Train longer",
     "not determined": "The loss is at its floor although a conclusion fails that this case promises: "
                       "data do not determine it, or the theorem is wrong",
-    "at the optimum": "The model is a global minimiser within the tolerance, and all conclusions of its case hold",
+    "at the optimum": "The model is a global minimiser within the tolerance, and every conclusion of its case that could be checked holds",
 }
 
 
@@ -754,7 +761,8 @@ def _diagnose(signs: dict[str, str], checks: CheckList, case: str, excess: Estim
     elif signs.keys() <= {"assumption broken"} and failed and "excess loss" not in failed:
         signs = {**signs, "not determined": ", ".join(failed)}
     elif not signs:
-        signs = {"at the optimum": f"excess {excess.value:.4f} ± {excess.standard_error:.4f} nats"}
+        unchecked = "".join(f", {check.name} unknown" for check in checks.with_status("unknown", case))
+        signs = {"at the optimum": f"excess {excess.value:.4f} ± {excess.standard_error:.4f} nats{unchecked}"}
     return tuple(Finding(name, detail) for name, detail in signs.items())
 
 # %% ../nbs/06_theory.ipynb #7ed2a93a
@@ -810,11 +818,9 @@ def certify(
     paid, floor = surprise(encoder, head, batch, level).double(), bayes_surprise(source.dgp, batch, level)
     loss, excess = mean_of(paid), mean_of(paid - floor)
     beta = effective_beta(learnt.v, learnt.w, learnt.z, learnt.h, learnt.beta)
-    found = f"effective β {beta:.3g}, κ {learnt.kappa}" if learnt.kappa else "no single κ to compare with"
-    off = abs(beta / learnt.kappa - 1) if learnt.kappa else 0.0
     checks = CheckList((
         _ratio_check(learnt, tolerance, beta), *_map_checks(learnt, tolerance), *_row_checks(learnt, tolerance),
-        measured("temperature", "β = κ in C1, effectively everywhere", off, "≤", 2 * tolerance, detail=found),
+        _temperature_check(learnt, tolerance, beta),
         measured("excess loss", "Gibbs: the floor is reached", excess.value, "≤", tolerance,
                  detail=f"nats, standard error {excess.standard_error:.4f}"),
     ))

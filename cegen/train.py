@@ -322,7 +322,7 @@ def fit(
     source: Source,  # where batches come from; moved to the device
     encoder: nn.Module,  # f, from (n, …) to (n, d); moved to the device and trained in place
     head: nn.Module,  # W and β; moved to the device and trained in place
-    objective: str | Objective = "diet",  # "diet", "supervised" or an Objective
+    objective: str | Objective = "diet",  # "diet", "supervised", "infonce", "tcl", "gcl" or an Objective
     callbacks: Iterable[Callback] = (),  # called with (step, encoder, head) at each evaluation
     device: str | torch.device = "auto",  # "auto", "cpu", "cuda", "mps" …
     checkpoint: str | os.PathLike | None = None,  # folder for checkpoints; one that is there is resumed
