@@ -192,12 +192,16 @@ class CheckList:
 
     def _repr_html_(self) -> str:
         colour = {"passed": "#1a7f37", "failed": "#cf222e", "unknown": "#9a6700"}
-        frame = self.to_frame()
-        frame["status"] = [f'<span style="color:{colour[s]}">{s}</span>' for s in frame.status]
-        frame["value"] = ["–" if v is None or v != v else f"{v:.3g}" for v in frame.value]
-        for name in ("detail", "line", "bound"):
-            frame[name] = frame[name].map(html.escape)
-        return frame.to_html(index=False, escape=False)
+        whole = '<span style="white-space:nowrap">{}</span>'.format
+        rows = [
+            (c.name + ("" if c.cases == CASES else f" ({', '.join(c.cases)})"), whole("–" if c.value is None else f"{c.value:.3g}"),
+             whole(html.escape(c.bound)), f'<span style="color:{colour[c.status]}">{c.status}</span>',
+             f"{html.escape(c.detail)}<br><small>{html.escape(c.line)}</small>")
+            for c in self.checks
+        ]
+        table = pd.DataFrame(rows, columns=["check", "value", "must be", "status", "what was found, and the line of the theorem"])
+        left = '<td style="text-align:left; min-width:4.5em">'
+        return table.to_html(index=False, escape=False, justify="left").replace("<td>", left)
 
 
 @dataclass(frozen=True, repr=False)
