@@ -760,10 +760,11 @@ def _diagnose(signs: dict[str, str], checks: CheckList, case: str, excess: Estim
     if "loss at ln N" in signs:
         signs = {name: signs[name] for name in ("assumption broken", "dimension too small", "loss at ln N") if name in signs}
     failed = [check.name for check in checks.with_status("failed", case)]
-    if not signs and "excess loss" in failed:
-        signs = {"not at the optimum": f"excess {excess.value:.3f} ± {excess.standard_error:.3f} nats"}
-    elif signs.keys() <= {"assumption broken"} and failed and "excess loss" not in failed:
+    at_floor = excess.value <= max(3 * excess.standard_error, 1e-3)  # what a tolerance forgives is not yet a minimum
+    if signs.keys() <= {"assumption broken"} and failed and at_floor:
         signs = {**signs, "not determined": ", ".join(failed)}
+    elif not signs and failed:
+        signs = {"not at the optimum": f"excess {excess.value:.3f} ± {excess.standard_error:.3f} nats; off: {', '.join(failed)}"}
     elif not signs:
         unchecked = "".join(f", {check.name} unknown" for check in checks.with_status("unknown", case))
         signs = {"at the optimum": f"excess {excess.value:.4f} ± {excess.standard_error:.4f} nats{unchecked}"}
