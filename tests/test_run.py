@@ -114,7 +114,13 @@ def test_broken_result_is_refused_and_a_half_written_checkpoint_does_no_harm(tmp
 def test_interrupt_keeps_the_last_checkpoint_and_the_next_call_finishes(tmp_path):
     arguments = [*ARGUMENTS, "--steps", "4000", "--out", str(tmp_path)]
     command = [sys.executable, "-c", "from cegen.cli import app; app()", *arguments]
-    process = subprocess.Popen(command, env={**os.environ, "CEGEN_PROGRESS": "0"}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "CEGEN_PROGRESS": "0"},
+        stderr=subprocess.DEVNULL,
+        # A background job of a shell is born deaf to Ctrl-C, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     checkpoint = checkpoint_folder(tmp_path, replace(SMALL, steps=4000), 0) / "last.safetensors"
     for _ in range(2000):
         if checkpoint.exists():
