@@ -110,14 +110,16 @@ Extra = Callable[[SyntheticSource, FitResult], Mapping[str, Any]]
 
 
 def _begin(study: Study, folder: str | os.PathLike) -> Study:
-    "The stored records of a study; raises `ValueError` if they were made under other settings."
+    "The study with what is stored of it; raises `ValueError` if settings or prediction were changed after the runs."
     path = Path(folder) / f"{study.name}.json"
     if not path.exists():
         return study
     stored = Study.load(path)
-    if stored.settings != study.settings:
-        raise invalid("out", str(folder), f"a folder whose {path.name} was made with {study.settings}, not {stored.settings}",
-                      "Use another folder, or delete the file.")
+    for name in ("settings", "question", "prediction"):
+        ours, theirs = getattr(study, name), getattr(stored, name)
+        if ours != theirs:
+            raise invalid("out", str(folder), f"a folder whose {path.name} has {name} {ours!r}, not {theirs!r}",
+                          "Use another folder, or delete the file.")
     return replace(study, records=stored.records)
 
 
@@ -133,6 +135,7 @@ def run_study(
     "Train and measure at every value with every seed."
     check_integer("seeds", len(seeds), low=1, fix="Give a list of seeds.")
     study = _begin(study, out)
+    study.save(out)  # the prediction is on disk before the first run
     for value in values:
         for seed in seeds:
             key = {**value, "seed": seed}

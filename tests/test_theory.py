@@ -10,7 +10,7 @@ import torch
 from scipy import integrate, special
 from torch import nn
 
-from cegen import ArraySource, ClusterDGP, InvertibleMLP, SyntheticSource, fit, theory
+from cegen import ArraySource, ClusterDGP, InvertibleMLP, SyntheticSource, VonMisesFisher, fit, theory
 from cegen.core import AssumptionViolated, Batch, random_stream
 from cegen.model import CASES, Encoder, Head
 from cegen.source import PairedSource
@@ -602,3 +602,32 @@ def test_bad_arguments_of_the_information_are_named(unchecked):
         fisher_information(ClusterDGP(3, 6, 12, conditional="laplace"), torch.eye(3))
     with pytest.raises(ValueError, match="z="):
         fisher_information(ClusterDGP(3, 6, 12), torch.eye(4))
+
+
+def test_temperature_without_a_single_kappa_is_unknown_and_says_so():
+    def tight(mu):
+        return VonMisesFisher(mu, 10.0)
+
+    known = SyntheticSource(ClusterDGP(3, 12, 60, kappa=10.0), InvertibleMLP(3))
+    custom = SyntheticSource(ClusterDGP(3, 12, 60, conditional=tight), InvertibleMLP(3))
+    certificate = certify(optimal_model(known, "C1"), custom)
+    assert certificate["temperature"].status == "unknown"
+    assert "no single κ" in certificate["temperature"].detail
+    (finding,) = certificate.findings
+    assert finding.name == "at the optimum"
+    assert "temperature unknown" in finding.detail
+
+
+def test_a_failed_conclusion_above_the_floor_is_blamed_on_training():
+    # A low κ: rows may be well off at an excess that the tolerance forgives, and yet the floor is not reached.
+    source = SyntheticSource(ClusterDGP(3, 12, 60, kappa=1.0), InvertibleMLP(3))
+    encoder, head = optimal_model(source, "C3")
+    with torch.no_grad():
+        head.weight += 0.25 * torch.randn(head.weight.shape, generator=random_stream(0, "noise"))
+    certificate = certify((encoder, head), source)
+    assert certificate["excess loss"].status == "passed"
+    assert certificate.excess.value > 5 * certificate.excess.standard_error
+    assert certificate["collapse within classes"].status == "failed"
+    (finding,) = certificate.findings
+    assert finding.name == "not at the optimum"
+    assert "collapse within classes" in finding.detail
