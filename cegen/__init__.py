@@ -15,8 +15,8 @@ _HOMES = {
     "dgp": ["ClusterDGP"],
     "mixing": ["InvertibleMLP"],
     "source": ["ArraySource", "PairedSource", "SyntheticSource"],
-    "model": ["AuxiliaryHead", "Encoder", "Head", "Similarity"],
-    "train": ["FitResult", "fit"],
+    "model": ["AuxiliaryHead", "Encoder", "Head", "SampledHead", "Similarity"],
+    "train": ["FitResult", "fit", "fit_many"],
     "probe": ["identifiability_report"],
     "run": ["Config", "Result", "identify"],
 }

@@ -87,11 +87,12 @@ class CrossEntropy:
     def loss(
         self,
         features: Float[Tensor, "n d"],  # the encoder's output
-        head: nn.Module,  # features to logits
+        head: nn.Module,  # a `Head`, or any module from features to logits
         batch: Batch,  # samples with labels
     ) -> Float[Tensor, ""]:  # mean cross-entropy, in nats
         "The mean cross-entropy of the labels."
-        return F.cross_entropy(head(features), self.labels(batch))
+        labels = self.labels(batch)
+        return head.cross_entropy(features, labels) if isinstance(head, Head) else F.cross_entropy(head(features), labels)
 
 
 OBJECTIVES = {"diet": CrossEntropy("diet", "instance"), "supervised": CrossEntropy("supervised", "class")}

@@ -129,8 +129,7 @@ def _propose(along, radius, dim, proposal, generator):
     return s, height.log_() > log_ratio
 
 # %% ../nbs/02_vmf.ipynb #147db53d
-def _sample_distance(along, radius, dim, proposal, generator):
-    s, rejected = _propose(along, radius, dim, proposal, generator)
+def _redraw_until_accepted(s, rejected, dim, proposal, generator):
     rows = rejected.nonzero()[:, 0]
     while len(rows):
         x = torch.randn((len(rows), 8, dim), generator=generator, dtype=s.dtype, device=s.device)
@@ -140,6 +139,32 @@ def _sample_distance(along, radius, dim, proposal, generator):
         s[rows] = again.gather(1, first)[:, 0]
         rows = rows[rejected.all(dim=1)]
     return s
+
+# %% ../nbs/02_vmf.ipynb #9a7396a3
+_ACCEPTED = 0.65  # at least this share of the proposals, for any κ and d
+
+
+def _n_proposals(dtype: torch.dtype) -> int:
+    return math.ceil(math.log(torch.finfo(dtype).eps / 2, 1 - _ACCEPTED))
+
+
+def _redraw_blindly(s, rejected, dim, proposal, generator):
+    law = proposal if proposal.ndim == 1 else proposal[..., None]
+    left = _n_proposals(s.dtype) - 1
+    block = max(1, min(left, 2**24 // max(1, s.numel() * dim)))  # bounds the memory
+    for start in range(0, left, block):
+        x = torch.randn((len(s), min(block, left - start), dim), generator=generator, dtype=s.dtype, device=s.device)
+        again, refused = _propose(x[..., 0], torch.linalg.vector_norm(x, dim=-1), dim, law, generator)
+        first = refused.int().argmin(dim=1, keepdim=True)
+        s = torch.where(rejected, again.gather(1, first)[:, 0], s)
+        rejected = rejected & refused.all(dim=1)
+    return s
+
+# %% ../nbs/02_vmf.ipynb #c25f20a2
+def _sample_distance(along, radius, dim, proposal, generator):
+    s, rejected = _propose(along, radius, dim, proposal, generator)
+    redraw = _redraw_until_accepted if s.device.type == "cpu" else _redraw_blindly
+    return redraw(s, rejected, dim, proposal, generator)
 
 # %% ../nbs/02_vmf.ipynb #4d11ccf5
 class VonMisesFisher(RotationallySymmetric):

@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cegen import ArraySource, ClusterDGP, Encoder, Head, InvertibleMLP, SyntheticSource, VonMisesFisher, fit
+from cegen import (
+    ArraySource,
+    ClusterDGP,
+    Encoder,
+    Head,
+    InvertibleMLP,
+    SampledHead,
+    SyntheticSource,
+    VonMisesFisher,
+    fit,
+)
 from cegen.core import Batch, random_stream
 from cegen.model import AuxiliaryHead, Similarity
 from cegen.objective import GCL, OBJECTIVES, RELATIVES, CrossEntropy, InfoNCE, check_head, get_objective
@@ -280,6 +290,110 @@ def test_gradient_of_infonce_in_beta_points_to_kappa():
         assert torch.sign(head.log_beta.grad) == sign
 
 
+# ---- rivals from the batch
+
+
+def gradients(kind, dgp, rows, n=48, n_batches=500):
+    "DIET's gradient in rows and in a linear map of the features, at features z; one row for each batch."
+    head, identity, g = kind(dgp.n_instances, dgp.dim), torch.eye(dgp.dim, requires_grad=True), random_stream(0, "data")
+    head.weight.data, found = rows[dgp.instance_class].clone(), []
+    class_of = torch.nn.functional.one_hot(dgp.instance_class, len(rows)).T.float()
+    for _ in range(n_batches):
+        z, instance, label = dgp.sample(n, g)
+        loss = CrossEntropy("diet", "instance").loss(z @ identity, head, Batch(x=z, instance=instance, label=label))
+        by_map, by_rows = torch.autograd.grad(loss, (identity, head.weight))
+        # Rows of a class move together: their sum is what a class vector feels.
+        by_class = class_of @ (by_rows.to_dense() if by_rows.is_sparse else by_rows)
+        found.append(torch.cat([by_map.flatten(), by_class.flatten()]))
+    return torch.stack(found).double()
+
+
+def from_zero(g):
+    "Root mean square of the components of the mean, each in units of its standard error."
+    return float((g.mean(dim=0) / (g.std(dim=0) / math.sqrt(len(g)))).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("kind", [Head, SampledHead])
+def test_expected_gradient_vanishes_at_the_optimum_and_nowhere_near(kind):
+    dgp = ClusterDGP(3, 12, 60, kappa=8.0, seed=0)
+    right = 8 * dgp.class_vectors
+    assert from_zero(gradients(kind, dgp, right)) < 1.35
+    assert from_zero(gradients(kind, dgp, right + torch.tensor([3.0, -1.0, 2.0]))) < 1.35, "C4 leaves an offset open"
+    assert from_zero(gradients(kind, dgp, 1.4 * right)) > 2.5
+    assert from_zero(gradients(kind, dgp, right.roll(1, 0))) > 2.5
+
+
+def test_rivals_from_the_batch_need_no_prior_where_labels_are_not_uniform():
+    dgp = ClusterDGP(3, 12, 60, kappa=8.0, class_weights=torch.linspace(1, 5, 12), seed=0)
+    right = 8 * dgp.class_vectors
+    assert from_zero(gradients(SampledHead, dgp, right)) < 1.35
+    assert from_zero(gradients(Head, dgp, right)) > 2.5
+
+
+def test_gradient_tells_less_in_small_batches_and_no_less_in_large_ones():
+    "Curvature in the features' scale: of the sampled loss over that of the full one."
+    dgp = ClusterDGP(3, 12, 60, kappa=8.0, seed=0)
+
+    def curvature(kind, n, n_batches):
+        head, g, total = kind(60, 3), random_stream(0, "data"), 0.0
+        head.weight.data = 8 * dgp.class_vectors[dgp.instance_class]
+        for _ in range(n_batches):
+            z, instance, _ = dgp.sample(n, g)
+            scale = torch.ones((), requires_grad=True)
+            (slope,) = torch.autograd.grad(head.cross_entropy(scale * z, instance), scale, create_graph=True)
+            total += torch.autograd.grad(slope, scale)[0].item()
+        return total / n_batches
+
+    full = curvature(Head, 256, 40)
+    assert curvature(SampledHead, 4, 400) < 0.7 * full
+    assert curvature(SampledHead, 256, 40) == pytest.approx(full, rel=0.1)
+
+
+def by_hand(kind, case, steps=500):
+    "R² of the latents after training by a plain loop, rows by SparseAdam where their gradients are sparse."
+    source = world(3, 20, 100, seed=1)
+    encoder, head, objective = Encoder(3, 3, n_blocks=2), kind(100, 3, case), get_objective("diet")
+    data, test = random_stream(0, "data"), source.sample(4000, random_stream(0, "test"))
+    encoder.prepare(source.sample(2000, random_stream(0, "prepare")).x)
+    rows = getattr(head, "sparse_parameters", [])
+    dense = [p for p in head.parameters() if p.requires_grad and not any(p is r for r in rows)]
+    groups = [{"params": encoder.parameters(), "lr": 1e-2}] + ([{"params": dense, "lr": 1e-1}] if dense else [])
+    optimizers = [torch.optim.Adam(groups)] + ([torch.optim.SparseAdam(rows, lr=1e-1)] if rows else [])
+    full = [[group["lr"] for group in o.param_groups] for o in optimizers]
+    for step in range(steps):
+        batch = source.sample(256, data)
+        loss = objective.loss(encoder(batch.x), head, batch)
+        for o, rates in zip(optimizers, full, strict=True):
+            o.zero_grad()
+            for group, rate in zip(o.param_groups, rates, strict=True):
+                group["lr"] = rate * (1 - step / steps)
+        loss.backward()
+        for o in optimizers:
+            o.step()
+    with torch.no_grad():
+        h = head.features(encoder(test.x))
+    loss = objective.loss(h, head.eval(), test).item()
+    return r2_affine(test.z[:2000], h[:2000], test.z[2000:], h[2000:]), loss
+
+
+@pytest.mark.parametrize("case", ["C1", "C4"])
+def test_training_against_rivals_from_the_batch_reaches_what_the_full_softmax_does(case):
+    (full, floor), (sampled, loss) = by_hand(Head, case), by_hand(SampledHead, case)
+    assert min(full, sampled) > 0.94
+    assert sampled > full - 0.02
+    assert loss == pytest.approx(floor, abs=0.05), "the loss of equation (1), in evaluation mode"
+
+
+def test_cross_entropy_lets_a_head_compute_its_loss_and_takes_logits_from_anything_else():
+    batch, head = small_batch(), SampledHead(7, 3)
+    diet, layer = OBJECTIVES["diet"], torch.nn.Linear(3, 7)
+    assert torch.equal(diet.loss(batch.x, head, batch), head.cross_entropy(batch.x, batch.instance))
+    assert not torch.allclose(diet.loss(batch.x, head, batch), diet.loss(batch.x, head.eval(), batch))
+    assert torch.equal(diet.loss(batch.x, layer, batch), F.cross_entropy(layer(batch.x), batch.instance))
+    supervised = OBJECTIVES["supervised"].loss(batch.x, head.train(), batch)
+    assert torch.equal(supervised, head.cross_entropy(batch.x, batch.label))
+
+
 # ---- training
 
 
@@ -358,6 +472,9 @@ def check(head, name, n_instances=20, n_classes=5):
         (lambda: check(AuxiliaryHead(5, 3), "gcl"), r"Use AuxiliaryHead\(20, dim\)"),
         (lambda: check(Head(5, 3), "tcl"), r"Use Head\(5, dim, bias=True\)"),
         (lambda: check(Head(20, 3, bias=True), "tcl"), "with 20 rows"),
+        (lambda: check(SampledHead(5, 3), "diet"), r"Use SampledHead\(20, dim\)"),
+        (lambda: check(SampledHead(5, 3), "tcl"), "without biases"),
+        (lambda: check(SampledHead(20, 3), "gcl"), "head='SampledHead'"),
         (lambda: check(Similarity(), "infonce", n_instances=1, n_classes=1), "nothing to predict"),
         (lambda: check(AuxiliaryHead(1, 3), "gcl", n_instances=1, n_classes=1), "nothing to predict"),
         (lambda: InfoNCE().loss(small_batch().x, Similarity(), small_batch()), r"PairedSource\(source\)"),

@@ -1,6 +1,7 @@
-"""Training: killed with SIGKILL and resumed to the same bits, wrong checkpoints refused, and recovery beside its control."""
+"""Training: killed with SIGKILL and resumed to the same bits, many runs as each alone, no waiting for the device, and recovery."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_vmf import NoLook
+from torch import nn
+from torch.distributions import Distribution
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cegen import (
     CheckpointError,
@@ -18,13 +23,36 @@ from cegen import (
     Encoder,
     Head,
     InvertibleMLP,
+    PairedSource,
     SyntheticSource,
     TrainingDiverged,
     fit,
+    fit_many,
+    probe,
+    vmf,
 )
+from cegen import train as train_module
 from cegen.core import random_stream
+from cegen.model import SampledHead, Similarity
+from cegen.objective import CrossEntropy, get_objective
 from cegen.run import make_model, make_source, run_seed, score
-from cegen.train import CHECKPOINT, load_checkpoint
+from cegen.train import (
+    BETAS,
+    CHECKPOINT,
+    N_PREPARE,
+    Settings,
+    alone,
+    bytes_kept,
+    check_alike,
+    evaluate,
+    load_checkpoint,
+    logits_held,
+    mean_losses,
+    set_rates,
+    side_by_side,
+    start_run,
+    training_step,
+)
 
 OPTIONS = {"steps": 400, "batch_size": 64, "eval_every": 10, "device": "cpu"}
 
@@ -171,10 +199,444 @@ def test_unwritable_folder_is_refused_before_training(tmp_path):
 def test_training_recovers_the_latents_and_an_untrained_encoder_does_not():
     config = Config(dim=3, n_classes=20, n_instances=200, case="C1", steps=500, batch_size=512, width=64, n_blocks=2,
                     g_law="conditioned", n_test=4000, device="cpu")  # fmt: skip
-    trial = run_seed(config, seed=0)
-    source = make_source(config, 0)
-    encoder, head = make_model(config, source, 0)
-    untrained = score(source, encoder, head, "instance", source.sample(4000, random_stream(0, "test")), 0)
+    trial = run_seed(config, seed=1)
+    source = make_source(config, 1)
+    encoder, head = make_model(config, source, 1)
+    untrained = score(source, encoder, head, "instance", source.sample(4000, random_stream(1, "test")), 1)
     assert trial.record["r2_z"] > 0.95 > untrained["r2_z"] + 0.05
     assert trial.record["excess"] < 0.2 < untrained["excess"]
     assert trial.record["r2_w"] > 0.9 > trial.record["r2_w_random"]
+
+
+# ---- before the first step, and the modes of the modules
+
+
+class Prepared(Encoder):
+    "An encoder that remembers what it was shown."
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.shown = []
+        self.register_buffer("mean", torch.zeros(self.in_dim))
+
+    def prepare(self, x):
+        self.shown.append(x)
+        self.mean = x.mean(0)
+
+
+def test_an_encoder_is_shown_samples_once_and_not_when_a_run_is_resumed(tmp_path):
+    source, _, head = world()
+    encoder = Prepared(3, 3, width=16, n_blocks=1)
+    fit(source, encoder, head, checkpoint=tmp_path, **{**OPTIONS, "steps": 10, "seed": 4})
+    assert len(encoder.shown) == 1
+    assert torch.equal(encoder.shown[0], source.sample(N_PREPARE, random_stream(4, "prepare")).x)
+    again = Prepared(3, 3, width=16, n_blocks=1)
+    fit(source, again, head, checkpoint=tmp_path, **{**OPTIONS, "steps": 10, "seed": 4})
+    assert again.shown == []
+    assert torch.equal(again.mean, encoder.mean), "what it saw the first time is part of the checkpoint"
+
+
+def test_showing_samples_does_not_disturb_the_data_stream():
+    plain = world()
+    fit(*plain, **{**OPTIONS, "steps": 10})
+    source, _, head = world()
+    prepared = Prepared(3, 3, width=16, n_blocks=1)
+    if prepared.whitening is not None:
+        prepared.prepare = lambda x: Encoder.prepare(prepared, x)
+    fit(source, prepared, head, **{**OPTIONS, "steps": 10})
+    assert all(torch.equal(a, b) for a, b in zip(plain[1].parameters(), prepared.parameters(), strict=True))
+
+
+def test_evaluation_sees_both_modules_in_evaluation_mode_and_training_in_training_mode():
+    class Watched(Head):
+        def forward(self, f):
+            seen.append((len(f), self.training))
+            return super().forward(f)
+
+    seen = []
+    source, encoder, _ = world()
+    head = Watched(120, 3)
+    result = fit(source, encoder, head, **{**OPTIONS, "steps": 10, "n_eval": 100})
+    assert set(seen) == {(64, True), (100, False)}
+    assert not result.encoder.training
+    assert not result.head.training
+    head.train()
+    evaluate(source, encoder, head, get_objective("diet"), 100)
+    assert head.training
+    assert not encoder.training
+
+
+# ---- sparse gradients
+
+
+def sparse_world(n_instances=120):
+    source = SyntheticSource(ClusterDGP(3, 12, n_instances, seed=0), InvertibleMLP(3))
+    return source, Encoder(3, 3, width=16, n_blocks=1), SampledHead(n_instances, 3, learn_beta=True)
+
+
+def test_rows_with_sparse_gradients_get_an_adam_of_their_own_with_the_heads_rate():
+    source, encoder, head = sparse_world()
+    settings = Settings(lr=1e-3, head_lr=1e-2)
+    training = alone([start_run(source, encoder, head, get_objective("diet"), settings, torch.device("cpu"))])
+    dense, sparse = training.optimizers
+    assert isinstance(sparse, torch.optim.SparseAdam)
+    assert dense.defaults["fused"]
+    assert {group["betas"] for optimizer in training.optimizers for group in optimizer.param_groups} == {BETAS}
+    set_rates(training.optimizers, 0.5)
+    owner = {id(p): "encoder" for p in encoder.parameters()} | {id(head.weight): "rows", id(head.log_beta): "beta"}
+    rates = {
+        (owner[id(p)], group["lr"], optimizer is sparse)
+        for optimizer in training.optimizers
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert rates == {("encoder", 0.0005, False), ("beta", 0.005, False), ("rows", 0.005, True)}
+
+
+def test_only_rows_that_were_drawn_move():
+    source, encoder, head = sparse_world(n_instances=2000)
+    before, drawn = head.weight.detach().clone(), []
+
+    class Watched(SyntheticSource):
+        def sample(self, n, generator):
+            batch = super().sample(n, generator)
+            if n == OPTIONS["batch_size"]:
+                drawn.append(batch.instance)
+            return batch
+
+    fit(Watched(source.dgp, source.mixing), encoder, head, **{**OPTIONS, "steps": 10})
+    moved = (head.weight.detach() != before).any(dim=1)
+    assert torch.equal(moved.nonzero()[:, 0], torch.cat(drawn).unique())
+
+
+def test_sparse_and_dense_moments_resume_to_the_same_bits(tmp_path):
+    def interrupt(step, encoder, head):
+        if step == 30:
+            raise KeyboardInterrupt
+
+    options = {**OPTIONS, "steps": 50}
+    whole = fit(*sparse_world(), **options)
+    with pytest.raises(KeyboardInterrupt):
+        fit(*sparse_world(), callbacks=[interrupt], checkpoint=tmp_path, **options)
+    assert weights(tmp_path)[1] == 20
+    resumed = fit(*sparse_world(), checkpoint=tmp_path, **options)
+    for part in ("encoder", "head"):
+        a, b = getattr(whole, part).state_dict(), getattr(resumed, part).state_dict()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert list(whole.history.loss) == list(resumed.history.loss)
+
+
+# ---- many runs side by side
+
+
+def worlds(n, **options):
+    parts = []
+    for seed in range(n):
+        source = SyntheticSource(ClusterDGP(3, 12, 120, seed=seed), InvertibleMLP(3, seed=seed))
+        encoder = Encoder(3, 3, width=16, n_blocks=1, generator=seed)
+        parts.append((source, encoder, Head(120, 3, generator=seed, **options)))
+    return [list(column) for column in zip(*parts, strict=True)]
+
+
+def first_steps(objective, n_runs, heads, case, precision="fp32"):
+    "The losses of the first twenty steps: of runs side by side, and of each alone."
+    objective, losses = get_objective(objective), []
+    for join in (side_by_side, alone):
+        sources, encoders, _ = worlds(n_runs)
+        models = zip(sources, encoders, heads(sources), strict=True)
+        runs = [
+            start_run(*model, objective, Settings(seed=k, batch_size=64, precision=precision), torch.device("cpu"))
+            for k, model in enumerate(models)
+        ]
+        table = []
+        for training in [join(runs)] if join is side_by_side else [join([run]) for run in runs]:
+            set_rates(training.optimizers, 1.0)
+            rows = []
+            for _ in range(20):
+                batches = [run.source.sample(64, run.generator) for run in training.runs]
+                rows.append(training_step(batches, training.losses_of, training.optimizers))
+            table.append(torch.stack(rows))
+        losses.append(torch.cat(table, dim=1))
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("objective", "case"),
+    [("diet", "C4"), ("diet", "C1"), ("supervised", "C2"), ("supervised", "C3"), ("tcl", "C4"), ("gcl", "C4")],
+)
+def test_the_first_steps_of_many_runs_are_those_of_each_alone(objective, case):
+    def heads(sources):
+        return [get_objective(objective).make_head(s, 3, generator=k, case=case) for k, s in enumerate(sources)]
+
+    together, each = first_steps(objective, 3, heads, case)
+    assert together.shape == (20, 3)
+    assert (each[-1] < each[0]).all(), "they learn"
+    torch.testing.assert_close(together, each, rtol=1e-4, atol=0)
+
+
+def test_half_precision_is_the_same_side_by_side_up_to_its_rounding():
+    def heads(sources):
+        return [Head(120, 3, generator=k) for k in range(len(sources))]
+
+    together, each = first_steps("diet", 2, heads, "C4", precision="bf16-mixed")
+    torch.testing.assert_close(together, each, rtol=0.05, atol=0)
+    assert not torch.equal(each, first_steps("diet", 2, heads, "C4")[1])
+
+
+def latents_explained(source, result):
+    test = source.sample(2000, random_stream(0, "test"))
+    with torch.inference_mode():
+        z_tilde = result.head.features(result.encoder(test.x))
+    return probe.r2_affine(test.z[:1000], z_tilde[:1000], test.z[1000:], z_tilde[1000:])
+
+
+def test_many_runs_end_where_each_alone_would():
+    options = {**OPTIONS, "steps": 200, "batch_size": 128, "eval_every": 100}
+    seen = []
+    callbacks = [[lambda step, f, head, k=k: seen.append((k, step)) or {"number": k}] for k in range(2)]
+    sources, encoders, heads = worlds(2)
+    results = fit_many(sources, encoders, heads, seeds=[5, 6], callbacks=callbacks, **options)
+    assert seen == [(k, step) for step in (100, 200) for k in range(2)]
+    for k, (result, source) in enumerate(zip(results, sources, strict=True)):
+        _, own_encoders, own_heads = worlds(2)
+        own = fit(source, own_encoders[k], own_heads[k], seed=5 + k, **options)
+        assert result.encoder is encoders[k]
+        assert result.settings == own.settings
+        assert list(result.history.number) == [k] * 2
+        assert list(result.history.step) == list(own.history.step)
+        assert list(result.history.loss) == pytest.approx(list(own.history.loss), abs=0.02)
+        assert latents_explained(source, result) == pytest.approx(latents_explained(source, own), abs=0.01)
+        assert latents_explained(source, result) > 0.9
+        # The model owns its memory: the stack of all runs is gone.
+        sizes = {
+            p.untyped_storage().nbytes() == p.nbytes for p in (*result.encoder.parameters(), *result.head.buffers())
+        }
+        assert sizes == {True}
+        assert not result.encoder.training
+
+
+def test_one_source_may_serve_several_runs_and_running_statistics_stay_apart():
+    def parts():
+        encoders = [nn.Sequential(nn.BatchNorm1d(3), Encoder(3, 3, width=8, n_blocks=0, generator=k)) for k in range(2)]
+        return encoders, [Head(120, 3, generator=k) for k in range(2)]
+
+    source, options = world()[0], {**OPTIONS, "steps": 20}
+    encoders, heads = parts()
+    together = fit_many([source, source], encoders, heads, **options)
+    encoders, heads = parts()
+    for k in range(2):
+        own = fit(source, encoders[k], heads[k], seed=k, **options)
+        mine, theirs = together[k].encoder[0], own.encoder[0]
+        assert int(mine.num_batches_tracked) == 20
+        torch.testing.assert_close(mine.running_mean, theirs.running_mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(mine.running_var, theirs.running_var, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(together[0].encoder[0].running_mean, together[1].encoder[0].running_mean)
+
+
+def test_many_runs_resume_to_the_same_bits_and_from_nothing_else(tmp_path):
+    def interrupt(step, encoder, head):
+        if step == 30:
+            raise KeyboardInterrupt
+
+    options = {**OPTIONS, "steps": 50}
+    whole = fit_many(*worlds(2), **options)
+    with pytest.raises(KeyboardInterrupt):
+        fit_many(*worlds(2), callbacks=[[], [interrupt]], checkpoint=tmp_path, **options)
+    assert weights(tmp_path)[1] == 20
+    resumed = fit_many(*worlds(2), checkpoint=tmp_path, **options)
+    for a, b in zip(whole, resumed, strict=True):
+        pairs = zip(
+            (*a.encoder.parameters(), *a.head.parameters()),
+            (*b.encoder.parameters(), *b.head.parameters()),
+            strict=True,
+        )
+        assert all(torch.equal(p, q) for p, q in pairs)
+        assert list(a.history.loss) == list(b.history.loss)
+    with pytest.raises(CheckpointError, match="n_runs=2, not 3"):
+        fit_many(*worlds(3), checkpoint=tmp_path, **options)
+    with pytest.raises(CheckpointError, match="seed=1, not 2"):
+        fit_many(*worlds(2), seeds=[0, 2], checkpoint=tmp_path, **options)
+
+
+def test_divergence_of_one_of_many_runs_is_named_with_its_seed():
+    sources, encoders, heads = worlds(3)
+
+    class Poisoned(SyntheticSource):
+        def sample(self, n, generator):
+            batch = super().sample(n, generator)
+            if n == OPTIONS["batch_size"]:
+                batch.x.fill_(float("nan"))
+            return batch
+
+    sources[1] = Poisoned(sources[1].dgp, sources[1].mixing)
+    with pytest.raises(TrainingDiverged, match="run with seed 8 .* at step 1. Likely cause: the source gives NaN"):
+        fit_many(sources, encoders, heads, seeds=[7, 8, 9], **OPTIONS)
+    with torch.inference_mode():
+        assert torch.isfinite(encoders[0](torch.ones(1, 3))).all(), "a run does not disturb its neighbours"
+
+
+def test_what_cannot_go_side_by_side_is_named():
+    sources, encoders, heads = worlds(2)
+    for arguments, options, message in (
+        ((sources, encoders, heads[:1]), {}, "heads='1 of them'.*each of 2 runs"),
+        ((sources, encoders, heads), {"seeds": [1]}, "seeds='1 of them'"),
+        ((sources, encoders, heads), {"seeds": [3, 3]}, r"seeds=\[3, 3\].*all different"),
+        ((sources, encoders, heads), {"seed": 3}, "Use seeds="),
+        ((sources, encoders, heads), {"callbacks": [[], [], []]}, "callbacks='3 of them'"),
+        (([], [], []), {}, "sources='0 of them'"),
+        ((sources, encoders, 2 * heads[:1]), {}, "a module of its own for each run"),
+        (
+            (sources, encoders, [heads[0], Head(120, 3, "C2")]),
+            {},
+            r"heads\[1\]=.*case='C2'.*like heads\[0\], with .*case='C4'",
+        ),
+        ((sources, [encoders[0], Encoder(3, 3, width=8)], heads), {}, r"encoders\[1\]=.*net.*like encoders\[0\]"),
+        ((sources, encoders, [SampledHead(120, 3, generator=k) for k in range(2)]), {}, "heads with dense gradients"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit_many(*arguments, **options, **OPTIONS)
+
+
+def test_a_parameter_that_is_frozen_in_one_run_only_is_a_difference():
+    heads = [Head(9, 3), Head(9, 3)]
+    heads[1].weight.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"weight: torch.float32 of shape \(9, 3\)'.*trained"):
+        check_alike("heads", heads)
+
+
+def test_a_loss_that_looks_at_numbers_cannot_be_batched_and_is_refused_before_training():
+    class Looks(CrossEntropy):
+        def loss(self, features, head, batch):
+            assert bool(torch.isfinite(features).all())
+            return super().loss(features, head, batch)
+
+    sources, encoders, heads = worlds(2)
+    before = [p.detach().clone() for p in encoders[0].parameters()]
+    with pytest.raises(ValueError, match="torch.vmap can batch; it says.*Use fit"):
+        fit_many(sources, encoders, heads, Looks("looks", "instance"), **OPTIONS)
+    assert all(torch.equal(p, q) for p, q in zip(before, encoders[0].parameters(), strict=True))
+
+
+# ---- a step never waits for the device
+
+
+def prepared_trainings():
+    sources, encoders, heads = worlds(3)
+    runs = [
+        start_run(source, encoder, head, get_objective("diet"), Settings(seed=k, batch_size=64), torch.device("cpu"))
+        for k, (source, encoder, head) in enumerate(zip(sources, encoders, heads, strict=True))
+    ]
+    return {"alone": alone(runs[:1]), "side by side": side_by_side(runs[1:])}
+
+
+def whole_step(training):
+    set_rates(training.optimizers, 0.5)
+    batches = [run.source.sample(64, run.generator) for run in training.runs]
+    losses = training_step(batches, training.losses_of, training.optimizers)
+    return torch.stack([losses.float(), torch.stack([batch.x.sum().float() for batch in batches])], dim=1)
+
+
+@pytest.mark.parametrize("which", ["alone", "side by side"])
+def test_a_whole_step_has_no_output_that_the_host_must_wait_for(monkeypatch, which):
+    training = prepared_trainings()[which]
+    monkeypatch.setattr(vmf, "_redraw_until_accepted", vmf._redraw_blindly)  # as on a GPU
+    monkeypatch.setattr(Distribution, "_validate_args", False)
+    with NoLook():
+        traces = [whole_step(training) for _ in range(3)]
+    training.step = 3
+    with NoLook(), pytest.raises(AssertionError, match="looks at data"):
+        mean_losses(traces, training)  # this is the place where the loop waits, every fiftieth step
+    assert len(mean_losses(traces, training)) == len(training.runs)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_whole_step_on_a_gpu_never_waits(monkeypatch):
+    monkeypatch.setattr(Distribution, "_validate_args", False)
+    run = start_run(*world(), get_objective("diet"), Settings(batch_size=64), torch.device("cuda"))
+    training = alone([run])
+    whole_step(training)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        whole_step(training)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# ---- a batch that does not fit
+
+
+class Largest(TorchDispatchMode):
+    "Remembers the largest tensor that was made."
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("n_runs", [1, 3])
+def test_a_batch_larger_than_the_memory_is_refused_without_being_made(n_runs):
+    with Largest() as largest, pytest.raises(ValueError, match="batch_size=10000000000 .*GiB are free") as error:
+        if n_runs == 1:
+            fit(*world(), **{**OPTIONS, "batch_size": 10**10})
+        else:
+            fit_many(*worlds(n_runs), **{**OPTIONS, "batch_size": 10**10})
+    assert largest.numbers < 1e6
+    fits = int(re.search(r"Use batch_size=(\d+)\.", str(error.value))[1])
+    assert 64 < fits < 10**10
+
+
+def test_the_batch_that_fits_follows_from_the_memory_that_is_free(monkeypatch):
+    def fits(free, n_runs=1, batch_size=10**9):
+        monkeypatch.setattr(train_module, "free_memory", lambda device: free)
+        with pytest.raises(ValueError, match="GiB are free") as error:
+            fit_many(*worlds(n_runs), **{**OPTIONS, "batch_size": batch_size})
+        found = re.search(r"Use batch_size=(\d+)\.", str(error.value))
+        return int(found[1]) if found else 0
+
+    assert fits(2**30) == 2 * fits(2**29)
+    assert fits(2**30, n_runs=2) == 2 * fits(2**30, n_runs=4)
+    assert fits(100.0, batch_size=64) == 0
+    monkeypatch.setattr(train_module, "free_memory", lambda device: 2.0**24)
+    few, many = fits(2.0**24), 16 * fits(2.0**24)
+    monkeypatch.setattr(train_module, "free_memory", lambda device: 2.0**24)
+    fit(*world(), **{**OPTIONS, "steps": 1, "batch_size": few})
+    with pytest.raises(ValueError, match=f"batch_size={many}"):
+        fit(*world(), **{**OPTIONS, "steps": 1, "batch_size": many})
+
+
+def test_what_a_forward_pass_keeps_is_counted_once_and_in_proportion():
+    encoder = Encoder(3, 3, width=64, n_blocks=2)
+    x = torch.randn(1024, 3)
+    assert bytes_kept(encoder, x[:16]) == bytes_kept(encoder, x)
+    twice = nn.Sequential(nn.Linear(3, 8), nn.Sigmoid())
+    both = nn.Sequential(twice, nn.Linear(8, 8), nn.Sigmoid())
+    assert bytes_kept(both, x) == bytes_kept(twice, x) + 4 * 8
+    assert bytes_kept(nn.Linear(3, 8).requires_grad_(False), x) == 0
+
+
+def test_measuring_changes_nothing():
+    encoder = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 3))
+    state, x = torch.get_rng_state(), torch.ones(16, 3)
+    assert bytes_kept(encoder, x) > 0
+    assert torch.equal(encoder[0].running_mean, torch.zeros(3))
+    assert torch.equal(state, torch.get_rng_state())
+    assert encoder[2].weight.grad is None
+
+
+def test_logits_that_are_taken_in_chunks_or_not_at_all_need_no_memory():
+    settings, device = Settings(), torch.device("cpu")
+    n_labels = 200_000
+    source = SyntheticSource(ClusterDGP(3, 12, n_labels, seed=0), InvertibleMLP(3))
+    encoder = Encoder(3, 3, width=16, n_blocks=1)
+    full = start_run(source, encoder, Head(n_labels, 3), get_objective("diet"), settings, device)
+    sampled = start_run(source, encoder, SampledHead(n_labels, 3).eval(), get_objective("diet"), settings, device)
+    pairs = start_run(PairedSource(source), encoder, Similarity(), get_objective("infonce"), settings, device)
+    n = 1000
+    assert logits_held(full, n, chunked=False) == n * n_labels
+    assert logits_held(full, n) < n * n_labels / 10
+    assert logits_held(sampled, n) <= n * n
+    assert logits_held(pairs, n) == n * n / 4

@@ -11,8 +11,9 @@ import torch
 from scipy import integrate, stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cegen import vmf
 from cegen.sphere import SphereMixture, log_sphere_area, normalize, sample_uniform, tangent_basis, unit_sphere
-from cegen.vmf import MAX_KAPPA, VonMisesFisher, log_normalizer, mean_resultant_length
+from cegen.vmf import MAX_KAPPA, VonMisesFisher, log_normalizer, mean_resultant_length, vmf_p_values
 
 P_MIN = 1e-4  # p-values of the statistical tests; the seeds are fixed
 KAPPAS = [0.0, 0.1, 1.0, 10.0, 1e3, 1e4]
@@ -296,6 +297,78 @@ def test_a_row_without_meaning_does_not_hang_the_sampler():
     assert torch.isnan(cloud.sample(generator=generator())).all()
 
 
+# --- the form for GPUs, which never looks at its own result
+
+
+class NoLook(TorchDispatchMode):
+    "Refuses operations whose result the host would have to wait for on a GPU."
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        tags, name = function.tags, str(function)
+        masks = name.startswith("aten.index") and any(i is not None and i.dtype == torch.bool for i in args[1] or [])
+        dynamic = torch.Tag.dynamic_output_shape in tags and not name.startswith("aten.index")
+        if torch.Tag.data_dependent_output in tags or dynamic or masks:
+            raise AssertionError(f"{name} looks at data")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def as_on_gpu(monkeypatch):
+    monkeypatch.setattr(vmf, "_redraw_until_accepted", vmf._redraw_blindly)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 5, 50])
+@pytest.mark.parametrize("kappa", [*KAPPAS, MAX_KAPPA])
+def test_samples_of_the_form_for_gpus_have_the_exact_law(as_on_gpu, dim, kappa):
+    mu, group = sample_uniform(20, dim, generator(1), torch.float64), torch.arange(40_000) % 20
+    z = VonMisesFisher(mu[group], kappa).sample(generator=generator(2))
+    assert unit_sphere.check(z).all()
+    if kappa == MAX_KAPPA:  # the cosine knows nothing of distances that small
+        assert stats.kstest(angles(z, mu[group]), angle_law(dim, kappa)).pvalue > P_MIN
+    else:
+        assert min(vmf_p_values(z, mu[group], kappa, group).values()) > P_MIN
+
+
+def test_the_form_for_gpus_keeps_each_rows_kappa(as_on_gpu):
+    kappa = torch.tensor(KAPPAS)
+    mu = sample_uniform(len(KAPPAS), 3, generator(8))
+    z = VonMisesFisher(mu, kappa).sample((20_000,), generator(9))
+    for c, value in enumerate(KAPPAS):
+        assert stats.kstest(angles(z[:, c], mu[c]), angle_law(3, value)).pvalue > P_MIN
+
+
+@pytest.mark.parametrize("kappa", [10.0, torch.linspace(0, 50, 7)])
+def test_the_form_for_gpus_never_looks_at_data_and_the_other_one_does(monkeypatch, kappa):
+    cloud = VonMisesFisher(sample_uniform(7, 5, generator()), kappa)
+    with NoLook(), pytest.raises(AssertionError, match="nonzero"):
+        cloud.sample((100,), generator())
+    monkeypatch.setattr(vmf, "_redraw_until_accepted", vmf._redraw_blindly)
+    with NoLook():
+        assert cloud.sample((100,), generator()).shape == (100, 7, 5)
+
+
+def test_many_samples_in_many_dimensions_are_drawn_in_blocks(as_on_gpu):
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                self.numbers = max(self.numbers, result.numel())
+            return result
+
+    mu = torch.eye(100, dtype=torch.float64)[0]
+    with Largest() as largest:
+        z = VonMisesFisher(mu, 100.0).sample((50_000,), generator())
+    assert largest.numbers <= 2**24
+    assert stats.kstest(angles(z, mu), angle_law(100, 100.0)).pvalue > P_MIN
+
+
+def test_a_row_without_meaning_stays_without_meaning_on_a_gpu(as_on_gpu):
+    cloud = VonMisesFisher(torch.full((2, 3), math.nan), 1.0, validate_args=False)
+    assert torch.isnan(cloud.sample(generator=generator())).all()
+
+
 # --- interface
 
 
@@ -455,3 +528,8 @@ def test_cuda_samples_have_the_exact_law_and_density():
     torch.testing.assert_close(cloud.log_prob(z).cpu(), VonMisesFisher(mu.cpu(), 10.0).log_prob(z.cpu()))
     with pytest.raises(ValueError, match="generator='on cpu'"):
         cloud.sample(generator=generator())
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        cloud.sample((1000,), torch.Generator("cuda").manual_seed(1))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
