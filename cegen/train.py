@@ -49,6 +49,7 @@ from cegen.core import (
 )
 from .model import Head
 from .objective import CrossEntropy, Objective, check_head, get_objective
+from .optim import Muon
 
 # %% ../nbs/09_train.ipynb #03662f69
 def schedule(
@@ -72,6 +73,7 @@ class Settings:
     steps: int = 2000  # optimiser steps, ≥ 1
     batch_size: int = 512  # samples a step, ≥ 1
     lr: float = 1e-2  # Adam's rate for the encoder, > 0
+    hidden_lr: float = 3e-2  # Muon's rate for the matrices that the encoder lists as `hidden_weights`, > 0
     head_lr: float = 1e-1  # Adam's rate for the head, > 0
     warmup: int = 100  # steps of linear warm-up, ≥ 0
     precision: str = "fp32"  # "fp32" or "bf16-mixed" (autocast)
@@ -84,7 +86,7 @@ class Settings:
             check_integer(name, getattr(self, name), low=1)
         for name in ("warmup", "seed"):
             check_integer(name, getattr(self, name), low=0)
-        for name in ("lr", "head_lr"):
+        for name in ("lr", "hidden_lr", "head_lr"):
             check_real(name, getattr(self, name), low=0, open_low=True)
         check_choice("precision", self.precision, PRECISIONS)
 
@@ -167,18 +169,23 @@ def make_optimizers(
     head: Iterable[Tensor],  # parameters of W and β
     settings: Settings,  # with the rates
     device: torch.device,  # where training runs
+    hidden: Iterable[Tensor] = (),  # those of the encoder's that are matrices between hidden layers
     sparse: Iterable[Tensor] = (),  # those of the head's whose gradients are sparse
-) -> list[torch.optim.Optimizer]:  # Adam, and a second one if there are sparse gradients; each group has its `base_lr`
-    "Adam with a rate of its own for encoder and head."
-    rows = [p for p in sparse if p.requires_grad]
-    dense = [p for p in head if p.requires_grad and all(p is not row for row in rows)]
-    groups = [{"params": [p for p in encoder if p.requires_grad], "base_lr": settings.lr}, {"params": dense, "base_lr": settings.head_lr}]
-    groups = [group for group in groups if group["params"]]
+) -> list[torch.optim.Optimizer]:  # as many as are needed; each group has its `base_lr`
+    "Muon for hidden matrices, Adam for the rest of encoder and head, its sparse form for sparse gradients."
+    def trained(parameters: Iterable[Tensor], elsewhere: Iterable[Tensor] = ()) -> list[Tensor]:
+        taken = {id(p) for p in elsewhere}
+        return [p for p in parameters if p.requires_grad and id(p) not in taken]
+
+    hidden, sparse = trained(hidden), trained(sparse)
+    groups = [{"params": trained(encoder, hidden), "base_lr": settings.lr}, {"params": trained(head, sparse), "base_lr": settings.head_lr}]
     optimizers: list[torch.optim.Optimizer] = []
-    if groups or not rows:
+    if groups := [group for group in groups if group["params"]]:
         optimizers.append(torch.optim.Adam(groups, betas=BETAS, fused=device.type in ("cpu", "cuda")))
-    if rows:
-        optimizers.append(torch.optim.SparseAdam([{"params": rows, "base_lr": settings.head_lr}], betas=BETAS))
+    if hidden:
+        optimizers.append(Muon([{"params": hidden, "base_lr": settings.hidden_lr}]))
+    if sparse:
+        optimizers.append(torch.optim.SparseAdam([{"params": sparse, "base_lr": settings.head_lr}], betas=BETAS))
     return optimizers
 
 # %% ../nbs/09_train.ipynb #57a28b48
@@ -209,8 +216,10 @@ def alone(
         with autocast(batches[0].x.device, settings.precision):
             return run.objective.loss(encoder(batches[0].x), head, batches[0]).reshape(1)
 
+    hidden = [encoder.get_parameter(name) for name in getattr(encoder, "hidden_weights", ())]
     sparse = getattr(head, "sparse_parameters", ())
-    return Training(runs, losses_of, make_optimizers(encoder.parameters(), head.parameters(), settings, run.source.device, sparse))
+    optimizers = make_optimizers(encoder.parameters(), head.parameters(), settings, run.source.device, hidden, sparse)
+    return Training(runs, losses_of, optimizers)
 
 # %% ../nbs/09_train.ipynb #b95a8bd9
 CHECKPOINT = "last.safetensors"
@@ -669,7 +678,8 @@ def side_by_side(
         with autocast(device, settings.precision):
             return torch.vmap(loss_of_one, randomness="different")(parameters, buffers, tensors)
 
-    return Training(runs, losses_of, make_optimizers(encoder, head, settings, device))
+    hidden = [parameters[f"encoder.{name}"] for name in getattr(runs[0].encoder, "hidden_weights", ())]
+    return Training(runs, losses_of, make_optimizers(encoder, head, settings, device, hidden))
 
 # %% ../nbs/09_train.ipynb #1cda374e
 def check_batchable(

@@ -35,6 +35,7 @@ from cegen import train as train_module
 from cegen.core import random_stream
 from cegen.model import SampledHead, Similarity
 from cegen.objective import CrossEntropy, get_objective
+from cegen.optim import Muon
 from cegen.run import make_model, make_source, run_seed, score
 from cegen.train import (
     BETAS,
@@ -276,21 +277,23 @@ def sparse_world(n_instances=120):
 
 def test_rows_with_sparse_gradients_get_an_adam_of_their_own_with_the_heads_rate():
     source, encoder, head = sparse_world()
-    settings = Settings(lr=1e-3, head_lr=1e-2)
+    settings = Settings(lr=1e-3, hidden_lr=2e-3, head_lr=1e-2)
     training = alone([start_run(source, encoder, head, get_objective("diet"), settings, torch.device("cpu"))])
-    dense, sparse = training.optimizers
+    dense, muon, sparse = training.optimizers
+    assert isinstance(muon, Muon)
     assert isinstance(sparse, torch.optim.SparseAdam)
     assert dense.defaults["fused"]
-    assert {group["betas"] for optimizer in training.optimizers for group in optimizer.param_groups} == {BETAS}
+    assert {group["betas"] for optimizer in (dense, sparse) for group in optimizer.param_groups} == {BETAS}
     set_rates(training.optimizers, 0.5)
-    owner = {id(p): "encoder" for p in encoder.parameters()} | {id(head.weight): "rows", id(head.log_beta): "beta"}
+    hidden = {id(encoder.get_parameter(name)) for name in encoder.hidden_weights}
+    owner = {id(p): "hidden" if id(p) in hidden else "encoder" for p in encoder.parameters()} | {id(head.weight): "rows", id(head.log_beta): "beta"}
     rates = {
         (owner[id(p)], group["lr"], optimizer is sparse)
         for optimizer in training.optimizers
         for group in optimizer.param_groups
         for p in group["params"]
     }
-    assert rates == {("encoder", 0.0005, False), ("beta", 0.005, False), ("rows", 0.005, True)}
+    assert rates == {("encoder", 0.0005, False), ("hidden", 0.001, False), ("beta", 0.005, False), ("rows", 0.005, True)}
 
 
 def test_only_rows_that_were_drawn_move():

@@ -1,0 +1,118 @@
+"""Muon: its iteration against the singular value decomposition, its conventions against PyTorch's, and stacks of weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from cegen.core import random_stream
+from cegen.optim import Muon, orthogonalize
+
+
+def weights(*shapes, seed=0):
+    "Parameters with gradients."
+    g = random_stream(seed, "optim")
+    found = [nn.Parameter(torch.randn(shape, generator=g)) for shape in shapes]
+    for p in found:
+        p.grad = torch.randn(p.shape, generator=g)
+    return found
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (5, 12), (12, 5), (3, 6, 6)])
+def test_singular_vectors_stay_and_singular_values_come_near_one(shape):
+    (matrix,) = weights(shape)
+    u, s, vh = torch.linalg.svd(matrix.detach(), full_matrices=False)
+    inner = u.mT @ orthogonalize(matrix.detach()) @ vh.mT
+    values = inner.diagonal(dim1=-2, dim2=-1)
+    assert (inner - torch.diag_embed(values)).abs().max() < 1e-3
+    large = s / torch.linalg.matrix_norm(matrix.detach())[..., None] > 0.02
+    assert values[large].min() > 0.6
+    assert values.max() < 1.3
+
+
+def test_the_length_of_a_gradient_does_not_matter():
+    (matrix,) = weights((6, 6))
+    torch.testing.assert_close(orthogonalize(matrix.detach()), orthogonalize(1e-6 * matrix.detach()), rtol=1e-3, atol=1e-4)
+
+
+def test_no_gradient_no_step():
+    (matrix,) = weights((4, 4))
+    before = matrix.detach().clone()
+    matrix.grad = torch.zeros(4, 4)
+    Muon([matrix]).step()
+    assert torch.equal(matrix, before)
+    matrix.grad = None
+    Muon([matrix]).step()
+    assert torch.equal(matrix, before)
+
+
+def test_agrees_with_pytorchs_muon_up_to_its_half_precision():
+    ours, theirs = weights((8, 8), (8, 8)), weights((8, 8), (8, 8))
+    mine = Muon(ours, lr=0.1, momentum=0.9)
+    reference = torch.optim.Muon(theirs, lr=0.1, momentum=0.9, weight_decay=0.0)
+    for _ in range(3):
+        mine.step()
+        reference.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0.03)  # three steps of singular values near 0.1 each
+
+
+def test_a_stack_of_weights_moves_as_each_of_them_alone():
+    (stack,) = weights((3, 6, 6))
+    alone = [nn.Parameter(p.clone()) for p in stack.detach()]
+    for p, gradient in zip(alone, stack.grad, strict=True):
+        p.grad = gradient.clone()
+    one, many = Muon([stack]), Muon(alone)
+    for _ in range(3):
+        one.step()
+        many.step()
+    torch.testing.assert_close(stack.detach(), torch.stack([p.detach() for p in alone]), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_of_several_shapes_and_groups_with_rates_of_their_own():
+    square, wide, other = weights((4, 4), (4, 9), (4, 4))
+    before = [p.detach().clone() for p in (square, wide, other)]
+    Muon([{"params": [square, wide]}, {"params": [other], "lr": 1e-3}], lr=0.1).step()
+    moved = [torch.linalg.matrix_norm(p.detach() - b, ord=2) for p, b in zip((square, wide, other), before, strict=True)]
+    assert 0.06 < moved[0] < 0.13
+    assert 0.06 < moved[1] < 0.13
+    assert 0.0006 < moved[2] < 0.0013
+
+
+def test_closure_computes_gradients_and_its_loss_is_returned():
+    (matrix,) = weights((4, 4))
+    optimizer = Muon([matrix])
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (matrix**2).sum()
+        loss.backward()
+        return loss
+
+    first, second = (float(optimizer.step(closure)) for _ in range(2))
+    assert second < first
+
+
+def test_state_survives_a_round_trip():
+    ours, copied = weights((5, 5)), weights((5, 5))
+    first, second = Muon(ours), Muon(copied)
+    first.step()
+    second.step()
+    third = Muon(copied)
+    third.load_state_dict(second.state_dict())
+    first.step()
+    third.step()
+    assert torch.equal(ours[0], copied[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"lr": 0.0}, "lr"), ({"momentum": 1.5}, "momentum"), ({"n_rounds": 0}, "n_rounds"), ({"lr": float("nan")}, "lr")],
+)
+def test_bad_options_are_named(options, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        Muon(weights((3, 3)), **options)
+
+
+def test_biases_are_refused(unchecked):
+    with pytest.raises(ValueError, match="biases"):
+        Muon(weights((3,)))
