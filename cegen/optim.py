@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COEFFICIENTS', 'orthogonalize', 'Muon']
 
-# %% ../nbs/07_optim.ipynb #002e4d0c
+# %% ../nbs/07_optim.ipynb #645062cd
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .core import check_integer, check_real, invalid
 
-# %% ../nbs/07_optim.ipynb #a48d167e
+# %% ../nbs/07_optim.ipynb #ab5008ec
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # a, b, c of the quintic in [1]
 
 
@@ -34,7 +34,7 @@ def orthogonalize(
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if tall else x
 
-# %% ../nbs/07_optim.ipynb #1c0ebfdb
+# %% ../nbs/07_optim.ipynb #57bbe5a2
 class Muon(torch.optim.Optimizer):
     "Momentum, orthogonalised: for weight matrices between hidden layers; biases, first and last layers are better left to Adam."
 

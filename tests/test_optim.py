@@ -31,7 +31,9 @@ def test_singular_vectors_stay_and_singular_values_come_near_one(shape):
 
 def test_the_length_of_a_gradient_does_not_matter():
     (matrix,) = weights((6, 6))
-    torch.testing.assert_close(orthogonalize(matrix.detach()), orthogonalize(1e-6 * matrix.detach()), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        orthogonalize(matrix.detach()), orthogonalize(1e-6 * matrix.detach()), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_no_gradient_no_step():
@@ -72,7 +74,9 @@ def test_weights_of_several_shapes_and_groups_with_rates_of_their_own():
     square, wide, other = weights((4, 4), (4, 9), (4, 4))
     before = [p.detach().clone() for p in (square, wide, other)]
     Muon([{"params": [square, wide]}, {"params": [other], "lr": 1e-3}], lr=0.1).step()
-    moved = [torch.linalg.matrix_norm(p.detach() - b, ord=2) for p, b in zip((square, wide, other), before, strict=True)]
+    moved = [
+        torch.linalg.matrix_norm(p.detach() - b, ord=2) for p, b in zip((square, wide, other), before, strict=True)
+    ]
     assert 0.06 < moved[0] < 0.13
     assert 0.06 < moved[1] < 0.13
     assert 0.0006 < moved[2] < 0.0013

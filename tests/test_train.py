@@ -286,14 +286,22 @@ def test_rows_with_sparse_gradients_get_an_adam_of_their_own_with_the_heads_rate
     assert {group["betas"] for optimizer in (dense, sparse) for group in optimizer.param_groups} == {BETAS}
     set_rates(training.optimizers, 0.5)
     hidden = {id(encoder.get_parameter(name)) for name in encoder.hidden_weights}
-    owner = {id(p): "hidden" if id(p) in hidden else "encoder" for p in encoder.parameters()} | {id(head.weight): "rows", id(head.log_beta): "beta"}
+    owner = {id(p): "hidden" if id(p) in hidden else "encoder" for p in encoder.parameters()} | {
+        id(head.weight): "rows",
+        id(head.log_beta): "beta",
+    }
     rates = {
         (owner[id(p)], group["lr"], optimizer is sparse)
         for optimizer in training.optimizers
         for group in optimizer.param_groups
         for p in group["params"]
     }
-    assert rates == {("encoder", 0.0005, False), ("hidden", 0.001, False), ("beta", 0.005, False), ("rows", 0.005, True)}
+    assert rates == {
+        ("encoder", 0.0005, False),
+        ("hidden", 0.001, False),
+        ("beta", 0.005, False),
+        ("rows", 0.005, True),
+    }
 
 
 def test_only_rows_that_were_drawn_move():
