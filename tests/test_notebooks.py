@@ -96,7 +96,7 @@ def test_study_runs_and_judges_its_prediction(path, tmp_path):
 
 
 def test_every_experiment_is_tested():
-    assert {f.stem for f in EXPERIMENTS} == {*SMOKE, *(f.stem for f in STUDIES), "relatives"}
+    assert {f.stem for f in EXPERIMENTS} == {*SMOKE, *(f.stem for f in STUDIES), "relatives", "surface"}
 
 
 def test_relatives_learn_on_one_world(tmp_path):
@@ -106,3 +106,21 @@ def test_relatives_learn_on_one_world(tmp_path):
     assert stored["config"]["steps"] == 60
     assert all(-1 < record["r2_z"] <= 1 for record in stored["records"])
     assert stored["records"][0]["broken"] == [] and "uniform marginal" in stored["records"][2]["broken"]
+
+
+SURFACE = {"rows": "dim", "row_values": [2, 3], "columns": "kappa", "column_values": [5.0, 20.0], "seeds": [0, 1],
+           "base": {"n_classes": 10, "n_instances": 50, "steps": 10, "n_test": 400, "g_law": "conditioned"}}  # fmt: skip
+
+
+def test_surface_has_a_record_for_each_run_of_each_cell(tmp_path):
+    run("surface", tmp_path, **SURFACE)
+    content = strict_json(tmp_path / "surface.json")
+    cells = [(record["dim"], record["kappa"], record["seed"]) for record in content["records"]]
+    assert cells == [(d, kappa, seed) for d in (2, 3) for kappa in (5.0, 20.0) for seed in (0, 1)]
+    assert {record["steps"] for record in content["records"]} == {10}
+
+
+def test_surface_refuses_a_wrong_cell_before_the_first_run(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="dim"):
+        run("surface", tmp_path, **{**SURFACE, "row_values": [3, -1]})
+    assert not (tmp_path / "surface.json").exists()

@@ -92,7 +92,7 @@ def test_closure_computes_gradients_and_its_loss_is_returned():
         loss.backward()
         return loss
 
-    first, second = (float(optimizer.step(closure)) for _ in range(2))
+    first, second = (optimizer.step(closure).item() for _ in range(2))
     assert second < first
 
 
