@@ -15,7 +15,7 @@ test test-notebooks test-python: export OMP_WAIT_POLICY := PASSIVE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint in-sync test-notebooks test-python lab notebooks export clean-notebooks docs docs-serve readme results studies bench clean
+.PHONY: help demo test lint in-sync test-notebooks test-python lab notebooks export clean-notebooks docs docs-serve readme results studies tables bench clean
 
 help:  ## list every task
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ studies: $(VENV)/.dev  ## run what the pages of nbs/theory tell of again (an hou
 	$(BIN)/python -m papermill --kernel python3 --no-progress-bar -p steps 1000 -y 'seeds: [0, 1, 2]' \
 	  -p out results nbs/experiments/relatives.ipynb runs/relatives.ipynb
 	$(BIN)/python tools/minimum_runs.py
+
+tables: $(VENV)/.dev  ## run the paper's tables 2 and 3, five seeds a row (hours); rows that are there are kept
+	$(BIN)/python tools/tables.py
 
 bench: $(VENV)/.dev  ## measure the sampler and one training step on this machine
 	$(BIN)/python tools/bench.py
