@@ -64,15 +64,16 @@ def named_conditional(
     kappa: float | Float[Tensor, ""] | Float[Tensor, "*n"],  # concentration ≥ 0, used by "vmf"
     scale: float,  # noise scale > 0, used by the projected families
     shape: float,  # exponent ≥ 1 of the generalised normal: 1 is Laplace, 2 normal
+    validate_args: bool | None = None,  # whether to check, None = PyTorch's default, which is yes
 ) -> Distribution:  # one distribution for each row of `mu`
     "The paper's conditionals by name."
     if name == "vmf":
-        return VonMisesFisher(mu, kappa)
+        return VonMisesFisher(mu, kappa, validate_args=validate_args)
     if name == "normal":
-        return ProjectedNormal(mu, scale)
+        return ProjectedNormal(mu, scale, validate_args=validate_args)
     if name == "laplace":
-        return ProjectedLaplace(mu, scale)
-    return ProjectedGeneralizedNormal(mu, scale, shape)
+        return ProjectedLaplace(mu, scale, validate_args=validate_args)
+    return ProjectedGeneralizedNormal(mu, scale, shape, validate_args=validate_args)
 
 # %% ../nbs/03_dgp.ipynb #8faa5570
 def own_conditional(
@@ -212,6 +213,7 @@ class ClusterDGP(nn.Module):
         self,
         label: Int[Tensor, " n"] | None = None,  # class labels; default every class once
         dtype: torch.dtype | None = None,  # precision; default that of the class vectors
+        validate_args: bool | None = None,  # whether to check, None = PyTorch's default, which is yes
     ) -> Distribution:  # one distribution on the sphere for each label
         "The conditional p(z | c), before any label is swapped."
         mu = self.class_vectors.to(dtype or self.class_vectors.dtype)
@@ -220,7 +222,7 @@ class ClusterDGP(nn.Module):
         kappa = self.kappa.to(mu.dtype)
         if label is not None:
             mu, kappa = mu[label], kappa if kappa.ndim == 0 else kappa[label]
-        return named_conditional(self.conditional, mu, kappa, self.scale, self.shape)
+        return named_conditional(self.conditional, mu, kappa, self.scale, self.shape, validate_args)
 
     def sample_labels(
         self,
@@ -255,7 +257,8 @@ class ClusterDGP(nn.Module):
         check_device("generator", generator, self.device)
         instance = self.sample_labels(n, generator)
         label = self.instance_class[instance]
-        z = self.distribution(label).sample(generator=generator)  # type: ignore[call-arg]  # ours take a generator
+        # Checked when the process was made; checking each batch would make a GPU wait.
+        z = self.distribution(label, validate_args=False).sample(generator=generator)  # type: ignore[call-arg]  # ours take a generator
         if self.label_noise > 0:
             shown = torch.multinomial(self.swaps[label], 1, generator=generator)[:, 0]
             instance = torch.where(shown == label, instance, self.sample_instances(shown, generator))

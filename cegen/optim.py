@@ -17,7 +17,7 @@ from torch import Tensor
 from .core import check_integer, check_real, invalid
 
 # %% ../nbs/07_optim.ipynb #ab5008ec
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # a, b, c of the quintic in [1]
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # a, b, c of the quintic of Jordan et al., 2024
 
 
 def orthogonalize(
@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
         self,
         params: Iterable,  # weights of shape (…, m, n), or groups of them
         lr: float = 0.02,  # rate > 0: by how much a step may stretch a hidden vector
-        momentum: float = 0.95,  # share 0 ≤ μ < 1 of the running mean that is kept
+        momentum: float = 0.95,  # share of the running mean that is kept, 0 to 1
         n_rounds: int = 5,  # rounds of the iteration, ≥ 1
     ):
         check_real("lr", lr, low=0, open_low=True)

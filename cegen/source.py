@@ -71,7 +71,7 @@ class SyntheticSource(nn.Module):
         if dgp.label_noise > 0:
             posterior = (dgp.class_probability[:, None] * dgp.swaps).T  # one row a shown class, up to a factor
             true = torch.multinomial(posterior[label], 1, generator=generator)[:, 0]
-        z = dgp.distribution(true).sample(generator=generator)  # type: ignore[call-arg]  # ours take a generator
+        z = dgp.distribution(true, validate_args=False).sample(generator=generator)  # type: ignore[call-arg]  # ours take a generator
         return Batch(x=self.mixing(z), instance=instance, label=label, z=z)
 
 # %% ../nbs/05_source.ipynb #628e919a

@@ -729,7 +729,7 @@ def fit_many(
     checkpoint: str | os.PathLike | None = None,  # folder for a checkpoint of all runs; one that is there is resumed
     **settings,  # fields of `Settings` but for the seed, the same for all runs
 ) -> list[FitResult]:  # trained modules and the curve of each run, as `fit` gives them
-    "Take several runs side by side on one device: what `fit` does for each, up to rounding."
+    "Take several runs side by side on one device: each has the samples that `fit` would draw, and its result up to the growth of rounding."
     seeds, watching = as_lists(sources, encoders, heads, seeds, callbacks)
     if "seed" in settings:
         raise invalid("seed", settings["seed"], "left out", "Use seeds=, with one for each run.")

@@ -11,10 +11,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_vmf import NoLook
+from test_vmf import Largest, NoLook
 from torch import nn
-from torch.distributions import Distribution
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cegen import (
     CheckpointError,
@@ -551,7 +549,6 @@ def whole_step(training):
 def test_a_whole_step_has_no_output_that_the_host_must_wait_for(monkeypatch, which):
     training = prepared_trainings()[which]
     monkeypatch.setattr(vmf, "_redraw_until_accepted", vmf._redraw_blindly)  # as on a GPU
-    monkeypatch.setattr(Distribution, "_validate_args", False)
     with NoLook():
         traces = [whole_step(training) for _ in range(3)]
     training.step = 3
@@ -561,8 +558,7 @@ def test_a_whole_step_has_no_output_that_the_host_must_wait_for(monkeypatch, whi
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_whole_step_on_a_gpu_never_waits(monkeypatch):
-    monkeypatch.setattr(Distribution, "_validate_args", False)
+def test_a_whole_step_on_a_gpu_never_waits():
     run = start_run(*world(), get_objective("diet"), Settings(batch_size=64), torch.device("cuda"))
     training = alone([run])
     whole_step(training)
@@ -574,18 +570,6 @@ def test_a_whole_step_on_a_gpu_never_waits(monkeypatch):
 
 
 # ---- a batch that does not fit
-
-
-class Largest(TorchDispatchMode):
-    "Remembers the largest tensor that was made."
-
-    numbers = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.numbers = max(self.numbers, result.numel())
-        return result
 
 
 @pytest.mark.parametrize("n_runs", [1, 3])

@@ -300,6 +300,18 @@ def test_a_row_without_meaning_does_not_hang_the_sampler():
 # --- the form for GPUs, which never looks at its own result
 
 
+class Largest(TorchDispatchMode):
+    "Remembers the largest tensor that was made."
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
 class NoLook(TorchDispatchMode):
     "Refuses operations whose result the host would have to wait for on a GPU."
 
@@ -348,15 +360,6 @@ def test_the_form_for_gpus_never_looks_at_data_and_the_other_one_does(monkeypatc
 
 
 def test_many_samples_in_many_dimensions_are_drawn_in_blocks(as_on_gpu):
-    class Largest(TorchDispatchMode):
-        numbers = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor):
-                self.numbers = max(self.numbers, result.numel())
-            return result
-
     mu = torch.eye(100, dtype=torch.float64)[0]
     with Largest() as largest:
         z = VonMisesFisher(mu, 100.0).sample((50_000,), generator())
@@ -436,15 +439,6 @@ def test_pairs_are_differentiable():
 
 
 def test_pairs_never_hold_points_times_rows_times_coordinates():
-    class Largest(TorchDispatchMode):
-        numbers = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor):
-                self.numbers = max(self.numbers, result.numel())
-            return result
-
     g = generator()
     mu, z = sample_uniform(1000, 20, g), sample_uniform(2000, 20, g)
     with Largest() as largest:

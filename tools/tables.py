@@ -1,7 +1,7 @@
 """Run the rows of the paper's tables 2 and 3, one papermill run a row, and gather them in results/table2.json and table3.json.
 
-A row that is finished has a file in results/tables/ and is not run again; delete the file to repeat it. A row that was
-interrupted continues from its last checkpoint in runs/tables/.
+A row that is finished has a file in results/tables/ and is not run again, unless what it was run with differs from what is
+asked for now. A row that was interrupted continues from its last checkpoint in runs/tables/.
 """
 
 import argparse
@@ -66,6 +66,17 @@ def name_of(table: int, parameters: dict) -> str:
     return f"table{table}-{world}-{parameters['case']}-{parameters['g_law']}"
 
 
+def is_done(table: int, parameters: dict) -> bool:
+    "Whether the row's file holds all seeds, run with these very parameters."
+    path = DONE / f"{name_of(table, parameters)}.json"
+    if not path.exists():
+        return False
+    records = read_records(path)
+    wanted = {**parameters, "concentration": parameters.get("kappa", parameters.get("scale"))}
+    wanted = {name: value for name, value in wanted.items() if name not in ("kappa", "scale")}
+    return sorted(records.seed) == list(SEEDS) and all((records[name] == value).all() for name, value in wanted.items())
+
+
 def run_row(table: int, parameters: dict) -> str:
     "One papermill run in a process of its own, with one thread; returns its name."
     name = name_of(table, parameters)
@@ -89,30 +100,25 @@ def run_row(table: int, parameters: dict) -> str:
     return name
 
 
-def gather(table: int) -> pd.DataFrame:
-    "Write results/table2.json or table3.json from the rows that are finished: means over seeds."
+def gather(table: int, folder: Path = ROOT / "results") -> pd.DataFrame:
+    "Write table2.json or table3.json from the rows that are finished: means over seeds."
     files = sorted(DONE.glob(f"table{table}-*.json"))
     if not files:
         return pd.DataFrame()
     records = pd.concat([read_records(file) for file in files])
+    learner = ("objective", "softmax", "width", "n_blocks", "batch_size", "steps")
+    scores = ("official_r2_z", "official_r2_w", "orthogonality_error", "excess", "excess_se", "beta", "seconds")
     means = []
     for keys, group in records.groupby(KEYS, sort=False, dropna=False):
         mean = group.mean(numeric_only=True)
         means.append(
             dict(zip(KEYS, keys, strict=True))
             | {"n_seeds": len(group), "r2_z_mean": mean.r2_z, "r2_z_std": group.r2_z.std(), "r2_w_mean": mean.r2_w}
-            | {
-                f"{score}_mean": mean[score]
-                for score in ("official_r2_z", "official_r2_w", "excess", "excess_se", "beta", "seconds")
-            }
-            | {"orthogonality_error_mean": mean.orthogonality_error, "condition_number": mean.condition_number}
-            | {
-                name: group[name].iloc[0]
-                for name in ("objective", "softmax", "width", "n_blocks", "batch_size", "steps")
-            }
+            | {f"{score}_mean": mean[score] for score in scores}
+            | {name: group[name].iloc[0] for name in learner}
         )
     frame = pd.DataFrame(means)
-    write_json(ROOT / "results" / f"table{table}.json", {"records": json.loads(frame.to_json(orient="records"))})
+    write_json(folder / f"table{table}.json", {"records": json.loads(frame.to_json(orient="records"))})
     return frame
 
 
@@ -123,7 +129,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time, a thread each")
     options = parser.parse_args()
     wanted = [(table, row) for table in options.tables for row in rows(table) if row["g_law"] in options.laws]
-    todo = [(table, row) for table, row in wanted if not (DONE / f"{name_of(table, row)}.json").exists()]
+    todo = [(table, row) for table, row in wanted if not is_done(table, row)]
+    # The cheapest rows first; those that give no batch size or number of steps take the default's, which is less.
     todo.sort(key=lambda item: item[1].get("batch_size", 0) * item[1].get("steps", 0) * item[1]["dim"])
     print(
         f"{len(wanted) - len(todo)} of {len(wanted)} rows are there; {len(todo)} to run, {options.workers} at a time",
