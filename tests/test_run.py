@@ -1,6 +1,7 @@
 """One experiment end to end: what defines it, what it leaves, and what happens when it is interrupted."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from cegen import Config, identify
 from cegen.cli import app, config_options
+from cegen.model import SampledHead
 from cegen.run import checkpoint_folder
 
 SMALL = Config(dim=3, n_classes=8, n_instances=40, g_law="conditioned", steps=40, batch_size=64, width=16, n_blocks=1,
@@ -68,12 +70,23 @@ def test_other_conditionals_have_a_floor_and_no_kappa(conditional):
         {"n_classes": 40},
         {"kappa": 0.0},
         {"precision": "bf16-mixed"},
+        {"softmax": "sampled"},
+        {"softmax": "sampled", "case": "C1", "objective": "supervised"},
     ],
 )
 def test_corners_run_to_valid_json(extra, tmp_path):
     identify(replace(SMALL, **extra), out=tmp_path)
     stored = json.loads((tmp_path / "result.json").read_text(), parse_constant=lambda c: pytest.fail(c))
     assert stored["config"].items() >= extra.items()
+
+
+def test_sampled_softmax_trains_a_head_of_its_kind_that_is_scored_on_all_labels():
+    full, sampled = identify(SMALL), identify(replace(SMALL, softmax="sampled"))
+    assert type(sampled.trials[0].fit.head) is SampledHead
+    assert sampled.records[0]["softmax"] == "sampled"
+    assert sampled.records[0]["floor"] == full.records[0]["floor"]
+    assert sampled.records[0]["loss"] != full.records[0]["loss"]
+    assert 0 < sampled.records[0]["excess"] < math.log(SMALL.n_instances)
 
 
 def test_result_on_disk_is_the_result_in_memory_and_a_second_call_gives_it_again(tmp_path):
@@ -112,7 +125,7 @@ def test_broken_result_is_refused_and_a_half_written_checkpoint_does_no_harm(tmp
 
 
 def test_interrupt_keeps_the_last_checkpoint_and_the_next_call_finishes(tmp_path):
-    arguments = [*ARGUMENTS, "--steps", "4000", "--out", str(tmp_path)]
+    arguments = [*ARGUMENTS, "--steps", "1500", "--out", str(tmp_path)]
     command = [sys.executable, "-c", "from cegen.cli import app; app()", *arguments]
     process = subprocess.Popen(
         command,
@@ -121,7 +134,7 @@ def test_interrupt_keeps_the_last_checkpoint_and_the_next_call_finishes(tmp_path
         # A background job of a shell is born deaf to Ctrl-C, and its children with it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    checkpoint = checkpoint_folder(tmp_path, replace(SMALL, steps=4000), 0) / "last.safetensors"
+    checkpoint = checkpoint_folder(tmp_path, replace(SMALL, steps=1500), 0) / "last.safetensors"
     for _ in range(2000):
         if checkpoint.exists():
             break
@@ -145,6 +158,8 @@ def test_interrupt_keeps_the_last_checkpoint_and_the_next_call_finishes(tmp_path
         ({"objective": "dite"}, "Did you mean 'diet'"),
         ({"g_law": "haar"}, "one of 'conditioned', 'published'"),
         ({"architecture": "cnn"}, "architecture='cnn'"),
+        ({"softmax": "half"}, "one of 'full', 'sampled'"),
+        ({"precision": "fp8"}, "one of 'fp32', 'bf16-mixed'"),
         ({"n_test": 3}, "n_test=3"),
         ({"n_test": 21, "dim": 6}, "n_test=21"),
         ({"kappa": "ten"}, "kappa='ten'"),
