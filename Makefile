@@ -57,7 +57,7 @@ test-notebooks: $(VENV)/.dev  ## execute the reference and theory notebooks as t
 	$(BIN)/nbdev_test --n_workers 0 --do_print --timing
 
 test-python: $(VENV)/.dev  ## pytest: statistics, resume, project rules, experiments, wheel, site
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations=10
 
 lab: $(VENV)/.demo  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
