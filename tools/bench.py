@@ -1,20 +1,42 @@
-"""Measure the vMF sampler beside SciPy's and the parts of one training step; prints a table and writes results/bench/."""
+"""Measure cegen on this machine: prints tables and writes one file a topic into results/bench/.
+
+Ratios within one run mean something; times from different machines do not compare. What is measured in a process of its
+own (memory, import time) is started through this same file.
+"""
 
 import argparse
+import json
+import os
 import platform
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import scipy.stats
 import torch
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
+from torch.utils.flop_counter import FlopCounterMode
 
-from cegen import ClusterDGP, Encoder, Head, InvertibleMLP, SyntheticSource, VonMisesFisher
+import cegen
+from cegen import ClusterDGP, Config, Encoder, Head, InvertibleMLP, SyntheticSource, VonMisesFisher, fit, fit_many
 from cegen.core import random_stream, write_json
+from cegen.model import SampledHead
+from cegen.objective import get_objective
+from cegen.run import identify
+from cegen.train import Settings, alone, start, start_run, training_step
 
 ROOT = Path(__file__).resolve().parent.parent
+THRESHOLDS = (0.95, 0.99, 0.995)
+# Learning-rate schedules of several lengths: what a threshold costs is what the shortest one that reaches it costs.
+SCHEDULES = (250, 500, 750, 1000, 2000, 3000)
+SEEDS = (0, 1, 2, 3, 4)
+MEGABYTE = 2**20
 
 
 def seconds(task: Callable[[], object], repeat: int = 5, at_least: float = 0.2) -> float:
@@ -33,86 +55,354 @@ def seconds(task: Callable[[], object], repeat: int = 5, at_least: float = 0.2) 
     return float(np.median(times))
 
 
+def wood_numpy(mu: np.ndarray, kappa: float, n: int, rng: np.random.Generator) -> np.ndarray:
+    "Wood's (1994) rejection sampler as papers write it: one sample after another is proposed until it is accepted."
+    d = len(mu)
+    b = (d - 1) / (2 * kappa + np.sqrt(4 * kappa**2 + (d - 1) ** 2))
+    x0 = (1 - b) / (1 + b)
+    c = kappa * x0 + (d - 1) * np.log(1 - x0**2)
+    samples = np.empty((n, d))
+    for i in range(n):
+        while True:
+            beta = rng.beta((d - 1) / 2, (d - 1) / 2)
+            w = (1 - (1 + b) * beta) / (1 - (1 - b) * beta)
+            if kappa * w + (d - 1) * np.log(1 - x0 * w) - c >= np.log(rng.uniform()):
+                break
+        tangent = rng.standard_normal(d)
+        tangent -= tangent @ mu * mu
+        samples[i] = w * mu + np.sqrt(1 - w**2) * tangent / np.linalg.norm(tangent)
+    return samples
+
+
 def sampler(n: int = 10_000) -> list[dict]:
-    "Samples a second around one mean, from both; and around n different means, which SciPy does not offer."
+    "Samples a second around one mean, from cegen, SciPy and a loop in NumPy; and around n means, which only cegen draws at once."
     rows = []
     for dim in (3, 5, 20, 100):
         for kappa in (1.0, 10.0, 100.0):
-            g = random_stream(0, "bench")
+            g, rng = random_stream(0, "bench"), np.random.default_rng(0)
             mu = normalize(torch.randn(n, dim, generator=g), dim=1)
+            first = mu[0].double().numpy() / np.linalg.norm(mu[0].double().numpy())
             one, each = VonMisesFisher(mu[0], kappa), VonMisesFisher(mu, kappa)
-            theirs = scipy.stats.vonmises_fisher(mu[0].double().numpy() / np.linalg.norm(mu[0].double().numpy()), kappa)
-            rng = np.random.default_rng(0)
+            theirs = scipy.stats.vonmises_fisher(first, kappa)
+            few = n // 100
             rows.append(
                 {
                     "dim": dim,
                     "kappa": kappa,
                     "cegen_per_second": n / seconds(lambda d=one, g=g: d.sample((n,), generator=g)),
-                    "cegen_own_mean_per_second": n / seconds(lambda d=each, g=g: d.sample(generator=g)),
+                    "cegen_own_means_per_second": n / seconds(lambda d=each, g=g: d.sample(generator=g)),
                     "scipy_per_second": n / seconds(lambda d=theirs, rng=rng: d.rvs(n, random_state=rng)),
+                    "numpy_loop_per_second": few
+                    / seconds(lambda m=first, k=kappa, f=few, rng=rng: wood_numpy(m, k, f, rng)),
                 }
             )
     return rows
 
 
-def step(n: int = 1024) -> list[dict]:
-    "Where the time of a training step of the default row goes: drawing, forward, backward, update."
-    source = SyntheticSource(ClusterDGP(5, 100, 1000, 10.0, seed=0), InvertibleMLP(5, seed=0))
-    g = random_stream(0, "bench")
-    rows = []
-    for architecture in ("residual", "mlp"):
-        encoder, head = Encoder(5, 5, architecture), Head(1000, 5, "C4")
-        optimiser = torch.optim.Adam([*encoder.parameters(), *head.parameters()])
-        batch = source.sample(n, g)
+def default_training(
+    dim: int = 5,
+    n_instances: int = 1000,
+    case: str = "C1",
+    softmax: str = "full",
+    batch: int = 1024,
+    steps: int = 10_000,
+):
+    "A world of the default row and a model about to take its first step."
+    source = SyntheticSource(
+        ClusterDGP(dim, 100, n_instances, 10.0, seed=0), InvertibleMLP(dim, law="conditioned", seed=0)
+    )
+    head = {"full": Head, "sampled": SampledHead}[softmax](n_instances, dim, case, generator=random_stream(0, "head"))
+    encoder = Encoder(dim, dim, generator=random_stream(0, "encoder"))
+    settings = Settings(steps=steps, batch_size=batch)
+    run = start_run(source, encoder, head, get_objective("diet"), settings, torch.device("cpu"))
+    return start([run], alone, None)[0]
 
-        def loss(encoder=encoder, head=head, batch=batch):
-            return cross_entropy(head(encoder(batch.x)), batch.instance)
 
-        def gradient(loss=loss, optimiser=optimiser):
-            optimiser.zero_grad()
-            loss().backward()
+def matmul_rate(n: int = 1024) -> float:
+    "Floating-point operations a second of a square matrix product: the arithmetic limit of the machine."
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    return 2 * n**3 / seconds(lambda: a @ b)
 
-        drawing, forward, both = seconds(lambda: source.sample(n, g)), seconds(loss), seconds(gradient)
+
+def products_of_step(training) -> tuple[int, float]:
+    "Operations of all matrix products of forward and backward, and the seconds that these products take by themselves."
+    run = training.runs[0]
+    batch = run.source.sample(run.settings.batch_size, run.generator)
+    shapes: list[tuple[int, int, int]] = []
+
+    class Shapes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+                a, b = args[-2:]
+                shapes.append((a.shape[0], a.shape[1], b.shape[1]))
+            return func(*args, **(kwargs or {}))
+
+    with Shapes(), FlopCounterMode(display=False) as counter:
+        training.losses_of([batch]).sum().backward()
+    operands = [(torch.randn(m, k), torch.randn(k, n)) for m, k, n in shapes]
+    return counter.get_total_flops(), seconds(lambda: [a @ b for a, b in operands])
+
+
+def step() -> list[dict]:
+    "Where the time of a training step of the default row goes, beside what its arithmetic would take at the machine's limit."
+    rows, limit = [], matmul_rate()
+    for batch in (512, 1024):
+        training = default_training(batch=batch)
+        run = training.runs[0]
+        drawn = run.source.sample(batch, run.generator)
+
+        def forward(training=training, drawn=drawn):
+            return training.losses_of([drawn]).sum()
+
+        def both(training=training, forward=forward):
+            for optimizer in training.optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            forward().backward()
+
+        def update(training=training):
+            for optimizer in training.optimizers:
+                optimizer.step()
+
+        def whole(training=training, run=run, batch=batch):
+            training_step([run.source.sample(batch, run.generator)], training.losses_of, training.optimizers)
+
+        flops, products = products_of_step(training)
+        drawing, ahead, gradient = (
+            seconds(lambda run=run, b=batch: run.source.sample(b, run.generator)),
+            seconds(forward),
+            seconds(both),
+        )
+        total = seconds(whole)
         rows.append(
             {
-                "architecture": architecture,
-                "batch": n,
+                "batch": batch,
                 "draw_ms": 1e3 * drawing,
-                "forward_ms": 1e3 * forward,
-                "backward_ms": 1e3 * (both - forward),
-                "update_ms": 1e3 * seconds(optimiser.step),
+                "forward_ms": 1e3 * ahead,
+                "backward_ms": 1e3 * (gradient - ahead),
+                "update_ms": 1e3 * seconds(update),
+                "step_ms": 1e3 * total,
+                "mflop": flops / 1e6,
+                "limit_gflops": limit / 1e9,
+                "limit_ms": 1e3 * flops / limit,
+                "products_ms": 1e3 * products,
+                "step_over_limit": total * limit / flops,
+                "step_over_products": total / products,
             }
         )
     return rows
 
 
-def show(title: str, rows: list[dict]) -> None:
-    print(f"\n{title}")
-    print("  ".join(f"{name:>{max(9, len(name))}}" for name in rows[0]))
-    for row in rows:
-        cells = (
-            f"{v:,.0f}" if isinstance(v, float) and v >= 1000 else f"{v:.3g}" if isinstance(v, float) else v
-            for v in row.values()
+def convergence() -> list[dict]:
+    "R² on the default row after schedules of several lengths, and the seconds from the call of `identify` to the scored result."
+    runs = []
+    for steps in SCHEDULES:
+        for seed in SEEDS:
+            config = Config(case="C1", steps=steps, eval_every=steps, n_test=4000, seeds=(seed,), device="cpu")
+            begin = time.perf_counter()
+            (record,) = identify(config).records
+            whole = time.perf_counter() - begin
+            runs.append(
+                {
+                    "steps": steps,
+                    "seed": seed,
+                    "r2": record["r2_z"],
+                    "seconds": whole,
+                    "training_seconds": record["seconds"],
+                }
+            )
+            print(f"  {steps} steps, seed {seed}: R² {record['r2_z']:.4f} in {whole:.1f} s", flush=True)
+    return runs
+
+
+def thresholds(runs: list[dict]) -> list[dict]:
+    "For each threshold the shortest schedule whose median R² reaches it."
+    frame = pd.DataFrame(runs)
+    medians = frame.groupby("steps").median()
+    rows = []
+    for threshold in THRESHOLDS:
+        reached = medians[medians.r2 >= threshold]
+        best = reached.iloc[0] if len(reached) else None
+        steps = int(reached.index[0]) if len(reached) else None
+        rows.append(
+            {
+                "r2": threshold,
+                "steps": steps,
+                "seconds": None if best is None else float(best.seconds),
+                "training_seconds": None if best is None else float(best.training_seconds),
+                "seeds_that_reach_it": None
+                if best is None
+                else int((frame[frame.steps == steps].r2 >= threshold).sum()),
+            }
         )
-        print("  ".join(f"{cell!s:>{max(9, len(name))}}" for name, cell in zip(row, cells, strict=True)))
+    return rows
+
+
+def peak() -> float:
+    "Largest resident memory of this process so far, in bytes (Linux counts it in kilobytes, macOS in bytes)."
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage * (1 if sys.platform == "darwin" else 1024)
+
+
+def probe_memory(steps: int = 10_000) -> list[dict]:
+    "Peak memory of a process that trains on the default row, as it goes."
+    source = SyntheticSource(ClusterDGP(5, 100, 1000, 10.0, seed=0), InvertibleMLP(5, seed=0))
+    rows = [{"step": 0, "peak_mb": peak() / MEGABYTE}]
+
+    def watch(step, encoder, head):
+        rows.append({"step": step, "peak_mb": peak() / MEGABYTE})
+
+    head = Head(1000, 5, "C1", generator=0)
+    fit(source, Encoder(5, 5, generator=0), head, callbacks=[watch], steps=steps, eval_every=steps // 10, device="cpu")
+    return rows
+
+
+def probe_scaling(dim: int, n_instances: int, case: str, softmax: str) -> list[dict]:
+    "Time of a step, and the memory that steps take beside W and the optimiser's two moments of it."
+    before = peak()
+    training = default_training(dim, n_instances, case, softmax, batch=512)
+    run = training.runs[0]
+
+    def one():
+        training_step([run.source.sample(512, run.generator)], training.losses_of, training.optimizers)
+
+    one()
+    taken, begin, times = peak() - before, time.perf_counter(), []
+    while len(times) < 3 or (time.perf_counter() - begin < 2 and len(times) < 200):
+        last = time.perf_counter()
+        one()
+        times.append(time.perf_counter() - last)
+    taken = max(taken, peak() - before)
+    model = 3 * run.head.weight.nbytes
+    return [
+        {
+            "dim": dim,
+            "n_instances": n_instances,
+            "case": case,
+            "softmax": softmax,
+            "step_ms": 1e3 * float(np.median(times)),
+            "model_mb": model / MEGABYTE,
+            "beside_mb": (taken - model) / MEGABYTE,
+        }
+    ]
+
+
+def in_process(*words: Any) -> list[dict]:
+    "What a probe of this file returns in a fresh process."
+    command = [sys.executable, str(Path(__file__).resolve()), "--probe", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def scaling() -> list[dict]:
+    rows = []
+    for dim in (5, 64):
+        for n in (10**3, 10**4, 10**5, 10**6):
+            for case, softmax in (("C1", "full"), ("C4", "full"), ("C1", "sampled")):
+                rows += in_process("scaling", dim, n, case, softmax)
+                print(f"  {rows[-1]}", flush=True)
+    return rows
+
+
+def imports() -> list[dict]:
+    "Seconds of an import in a fresh process, beyond what Python itself takes to start."
+
+    def start_of(code: str) -> float:
+        def once() -> float:
+            begin = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            return time.perf_counter() - begin
+
+        return float(np.median([once() for _ in range(5)]))
+
+    empty = start_of("pass")
+    lines = ("import cegen", "import torch", "from cegen import fit", "import pandas, scipy.stats, sklearn")
+    return [{"code": line, "seconds": start_of(line) - empty} for line in lines]
+
+
+def many(steps: int = 100) -> list[dict]:
+    "Runs of the default row a minute, S seeds one after another and S at once."
+
+    def learners(n: int) -> tuple[list, list, list]:
+        sources = [
+            SyntheticSource(ClusterDGP(5, 100, 1000, 10.0, seed=k), InvertibleMLP(5, law="conditioned", seed=k))
+            for k in range(n)
+        ]
+        return (
+            sources,
+            [Encoder(5, 5, generator=k) for k in range(n)],
+            [Head(1000, 5, "C1", generator=k) for k in range(n)],
+        )
+
+    rows = []
+    settings = {"steps": steps, "eval_every": steps, "device": "cpu"}
+    for n in (1, 2, 4, 8, 16):
+        begin = time.perf_counter()
+        for k, (source, encoder, head) in enumerate(zip(*learners(n), strict=True)):
+            fit(source, encoder, head, seed=k, **settings)
+        alone_seconds = time.perf_counter() - begin
+        begin = time.perf_counter()
+        fit_many(*learners(n), seeds=range(n), **settings)
+        together = time.perf_counter() - begin
+        per_minute = 60 * n * steps / Settings().steps
+        rows.append(
+            {
+                "runs": n,
+                "one_by_one_per_minute": per_minute / alone_seconds,
+                "together_per_minute": per_minute / together,
+            }
+        )
+    return rows
+
+
+PROBES = {
+    "memory": lambda: probe_memory(),
+    "scaling": lambda dim, n, case, softmax: probe_scaling(int(dim), int(n), case, softmax),
+}
+TOPICS = {
+    "sampler": (sampler, "vMF samples a second"),
+    "step": (step, "One training step on the default row"),
+    "convergence": (convergence, "The default row, case C1, by length of the schedule"),
+    "memory": (lambda: in_process("memory"), "Peak resident memory over 10,000 steps of the default row"),
+    "scaling": (scaling, "A step at batch 512, and its memory beside W and the optimiser's moments"),
+    "imports": (imports, "Import time in a fresh process"),
+    "many": (many, "Runs of 2,000 steps a minute"),
+}
+
+
+def show(title: str, rows: list[dict]) -> None:
+    print(f"\n{title}\n{pd.DataFrame(rows).to_string(index=False, float_format=lambda v: f'{v:,.4g}')}", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench", help="folder for the JSON file")
-    out = parser.parse_args().out
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench", help="folder for the JSON files")
+    parser.add_argument("--only", nargs="+", choices=TOPICS, default=list(TOPICS), help="topics to measure")
+    parser.add_argument("--probe", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.probe:
+        name, *words = options.probe
+        print(json.dumps(PROBES[name](*words)))
+        return
     environment = {
+        "cegen": cegen.__version__,
         "torch": torch.__version__,
         "scipy": scipy.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
-    samples, steps = sampler(), step()
-    show("vMF samples a second (one mean; a mean for each sample; SciPy, one mean)", samples)
-    show("One training step on the default row, in milliseconds", steps)
-    path = write_json(out / "cpu.json", {"environment": environment, "sampler": samples, "step": steps})
-    print(f"\nWritten to {path}")
+    for topic in options.only:
+        measure, title = TOPICS[topic]
+        content: dict[str, Any] = {"environment": environment, "records": measure()}
+        show(title, content["records"])
+        if topic == "convergence":
+            content["thresholds"] = thresholds(content["records"])
+            show("Steps and seconds to a threshold (median of seeds)", content["thresholds"])
+        write_json(options.out / f"{topic}.json", content)
+    print(f"\nWritten to {options.out}")
 
 
 if __name__ == "__main__":
