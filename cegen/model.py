@@ -12,6 +12,7 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .core import as_generator, check_choice, check_finite, check_integer, check_real, check_rows, invalid
@@ -176,7 +177,7 @@ def logits_at_once(
     "How many logits `linear_cross_entropy` holds at a time."
     enough = 2**19 if device.type == "cpu" else 2**25
     # A chunk of few samples would spend its time on adding its gradient of all rows to that of the others.
-    return min(n * n_rows, max(enough, 64 * n_rows))
+    return min(n * n_rows, max(enough, 32 * n_rows))
 
 
 def linear_cross_entropy(
@@ -198,6 +199,24 @@ def linear_cross_entropy(
     options = nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
     with torch.autocast(device.type, enabled=False):
         return F.linear_cross_entropy(features, rows, labels, linear_bias=bias, reduction=reduction, options=options)
+
+class _UnitRows(torch.autograd.Function):
+    "w / ‖w‖ for very many rows: the gradient of `F.normalize` needs three times the memory of the rows, this one as much as they."
+
+    @staticmethod
+    def forward(ctx, rows: Float[Tensor, "rows d"]) -> Float[Tensor, "rows d"]:
+        norms = rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        unit = rows / norms
+        ctx.save_for_backward(unit, norms)
+        return unit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Float[Tensor, "rows d"]) -> Float[Tensor, "rows d"]:
+        unit, norms = ctx.saved_tensors
+        along = torch.einsum("nd,nd->n", gradient, unit)
+        return torch.addcmul(gradient, unit, along[:, None], value=-1).div_(norms)
+
 
 # %% ../nbs/05_model.ipynb #cdc67174
 CASES = ("C1", "C2", "C3", "C4")
@@ -265,7 +284,9 @@ class Head(nn.Module):
         if type(self).forward is not Head.forward:  # the logits of a subclass are its own affair
             return F.cross_entropy(self(f), labels, reduction=reduction)
         self._check(f)
-        return linear_cross_entropy(self.beta * self.features(f), self.rows, labels, self.bias, reduction)
+        at_once = self.logits_held(len(f)) == len(f) * len(self.weight)
+        rows = self.rows if at_once or not self.unit_rows else _UnitRows.apply(self.weight)
+        return linear_cross_entropy(self.beta * self.features(f), rows, labels, self.bias, reduction)
 
     def logits_held(
         self,
@@ -285,7 +306,9 @@ class Head(nn.Module):
 
 # %% ../nbs/05_model.ipynb #2084198b
 class SampledHead(Head):
-    "A head for very many labels: in training a label is told apart from those of the other samples only."
+    "A head for very many labels: in training a label is told apart from those of a few hundred other samples only."
+
+    rivals = 512  # samples that share a hat, at most: more of them cost time and teach little
 
     def __init__(
         self,
@@ -317,15 +340,19 @@ class SampledHead(Head):
         if len(labels) < 2 or (labels.device.type == "cpu" and not bool((labels != labels[0]).any())):
             raise invalid("labels", "all the same", "of at least two kinds", "Take larger batches, or more labels.")
         rows = self._row_norm(F.embedding(labels, self.weight, sparse=True))
-        own = torch.arange(len(labels), device=labels.device)
-        return linear_cross_entropy(self.beta * self.features(f), rows, own, reduction=reduction)
+        hats = zip(*(part.tensor_split(self._n_hats(len(labels))) for part in (self.beta * self.features(f), rows)), strict=True)
+        losses = torch.cat([F.cross_entropy(F.linear(z, w), torch.arange(len(w), device=w.device), reduction="none") for z, w in hats])
+        return losses.mean() if reduction == "mean" else losses
+
+    def _n_hats(self, n: int) -> int:
+        return math.ceil(n / self.rivals)
 
     def logits_held(
         self,
         n: int,  # samples
     ) -> int:  # numbers
-        "How many logits the cross-entropy of n samples holds at a time: those of n labels in training mode."
-        return logits_at_once(n, n, self.weight.device) if self.training else super().logits_held(n)
+        "How many logits the cross-entropy of n samples holds at a time: in training mode those of the labels in each hat."
+        return n * math.ceil(n / self._n_hats(n)) if self.training else super().logits_held(n)
 
 # %% ../nbs/05_model.ipynb #1de9004d
 class Similarity(nn.Module):
