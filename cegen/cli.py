@@ -6,6 +6,7 @@
 __all__ = ['app', 'field_comments', 'config_options', 'plain_errors', 'with_config_options', 'identify_command', 'report']
 
 # %% ../nbs/15_cli.ipynb #063aa5d7
+import functools
 import inspect
 import json
 import re
@@ -20,7 +21,7 @@ import typer
 
 from .core import TrainingDiverged
 from .report import read_records, summary
-from .run import Config, identify
+from .run import RECIPES, Config, identify
 
 # %% ../nbs/15_cli.ipynb #8d0184bc
 def field_comments(
@@ -59,25 +60,33 @@ def plain_errors() -> Iterator[None]:
 def with_config_options(
     command: Callable,  # a function that takes **config
 ) -> Callable:  # the same function, with a signature for typer
-    "Give a command that takes **config one option for each field of `Config`."
+    "Give a command that takes **config one option for each field of `Config`; it gets those that were given."
     own = [p for p in inspect.signature(command).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    parameters = [*config_options(), *own]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    return command
+    context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [context, *config_options(), *own]
+
+    @functools.wraps(command)
+    def with_what_was_given(*, ctx, **options):
+        given = [name for name in options if ctx.get_parameter_source(name).name != "DEFAULT"]
+        return command(**{name: options[name] for name in given})
+
+    with_what_was_given.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_what_was_given.__annotations__ = {p.name: p.annotation for p in parameters}
+    return with_what_was_given
 
 # %% ../nbs/15_cli.ipynb #adb7bad7
 @app.command(name="identify")
 @with_config_options
 def identify_command(
     *,
+    recipe: Annotated[str, typer.Option(help=f"a way to train: {', '.join(RECIPES)}; options given beside it go before it")] = "default",  # name
     out: Annotated[Path | None, typer.Option(help="folder for result.json and checkpoints; a killed run continues")] = None,  # where results go
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")] = False,  # JSON instead of text
-    **config: Any,  # fields of `Config`
+    **config: Any,  # fields of `Config` that were given
 ) -> None:
     "Sample a world, train on it, and say how linearly the latents come back."
     with plain_errors():
-        result = identify(Config(**config), out=out)
+        result = identify(Config.from_parameters(config, recipe), out=out)
     typer.echo(json.dumps(result.to_dict(), indent=1, allow_nan=False) if as_json else summary(result.records))
 
 

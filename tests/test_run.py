@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from cegen import Config, identify
 from cegen.cli import app, config_options
 from cegen.model import SampledHead
-from cegen.run import checkpoint_folder
+from cegen.run import RECIPES, checkpoint_folder
 
 SMALL = Config(dim=3, n_classes=8, n_instances=40, g_law="conditioned", steps=40, batch_size=64, width=16, n_blocks=1,
                eval_every=20, n_test=400, device="cpu")  # fmt: skip
@@ -206,6 +206,22 @@ def test_json_is_one_object_and_the_same_result():
     answer = json.loads(done.stdout)
     assert [record["seed"] for record in answer["records"]] == [0, 3]
     assert answer["records"][0]["r2_z"] == identify(SMALL).records[0]["r2_z"]
+
+
+def test_options_beside_a_recipe_go_before_it_even_at_their_default():
+    quick = CliRunner().invoke(app, [*ARGUMENTS, "--recipe", "quick", "--hidden-lr", "0.03", "--json"])
+    config = json.loads(quick.stdout)["config"]
+    assert config["case"] == RECIPES["quick"]["case"] and config["steps"] == SMALL.steps
+    again = CliRunner().invoke(app, [*ARGUMENTS, "--recipe", "quick", "--case", "C4", "--json"])
+    assert json.loads(again.stdout)["config"]["case"] == "C4"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_are_valid_configurations(recipe):
+    config = Config.from_parameters({"dim": 4}, recipe)
+    assert config == Config(dim=4, **RECIPES[recipe])
+    with pytest.raises(ValueError, match="recipe='nope'"):
+        Config.from_parameters({}, "nope")
 
 
 def test_table_names_what_matters():
