@@ -308,7 +308,7 @@ class Head(nn.Module):
 class SampledHead(Head):
     "A head for very many labels: in training a label is told apart from those of a few hundred other samples only."
 
-    rivals = 512  # samples that share a hat, at most: more of them cost time and teach little
+    rivals = 256  # samples that share a hat, at most: more of them cost time and teach little
 
     def __init__(
         self,
