@@ -5,6 +5,7 @@ asked for now. A row that was interrupted continues from its last checkpoint in 
 """
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -89,7 +90,9 @@ def run_row(table: int, parameters: dict) -> str:
     "One papermill run in a process of its own, with one thread; returns its name."
     name = name_of(table, parameters)
     Config(**parameters, seeds=SEEDS)  # a mistake is told before anything starts
-    folder = WORK / name
+    # A row that is asked for otherwise than before must not meet the checkpoints of that.
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]
+    folder = WORK / f"{name}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
     given = [
         arg
