@@ -15,7 +15,7 @@ test test-notebooks test-python: export OMP_WAIT_POLICY := PASSIVE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint in-sync test-notebooks test-python lab notebooks export clean-notebooks docs docs-serve readme results studies tables bench clean
+.PHONY: help demo test lint in-sync test-notebooks test-python lab notebooks export clean-notebooks docs docs-serve readme results studies tables surfaces recipe bench clean
 
 help:  ## list every task
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,7 +53,7 @@ lint: $(VENV)/.dev  ## ruff on notebooks, package, tests and tools; mypy on the 
 in-sync: $(VENV)/.dev  ## notebooks are clean and the package is what they export
 	$(BIN)/python tools/check_sync.py
 
-test-notebooks: $(VENV)/.dev  ## execute the reference and theory notebooks as tests
+test-notebooks: $(VENV)/.dev  ## execute the reference and theory notebooks and the reports as tests
 	$(BIN)/nbdev_test --n_workers 0 --do_print --timing
 
 test-python: $(VENV)/.dev  ## pytest: statistics, resume, project rules, experiments, wheel, site
@@ -62,7 +62,7 @@ test-python: $(VENV)/.dev  ## pytest: statistics, resume, project rules, experim
 lab: $(VENV)/.demo  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
-notebooks: $(VENV)/.dev  ## run the reference and theory notebooks again and store their outputs
+notebooks: $(VENV)/.dev  ## run the reference and theory notebooks and the reports again and store their outputs
 	$(BIN)/python tools/run_notebooks.py
 	$(BIN)/nbdev_clean
 
@@ -96,7 +96,13 @@ studies: $(VENV)/.dev  ## run what the pages of nbs/theory tell of again (an hou
 tables: $(VENV)/.dev  ## run the paper's tables 2 and 3, five seeds a row (hours); rows that are there are kept
 	$(BIN)/python tools/tables.py
 
-bench: $(VENV)/.dev  ## measure the sampler and one training step on this machine
+surfaces: $(VENV)/.dev  ## run the grids of the report on surfaces, three seeds a cell (half an hour); those that are there are kept
+	$(BIN)/python tools/surfaces.py
+
+recipe: $(VENV)/.dev  ## change one thing at a time about the recipe, three seeds (half an hour); runs that are there are kept
+	$(BIN)/python tools/recipe.py
+
+bench: $(VENV)/.dev  ## measure sampler, step, accuracy over time, memory and imports on this machine (a quarter of an hour, alone)
 	$(BIN)/python tools/bench.py
 
 clean:  ## remove what was built here; runs/ and the environment in .venv stay

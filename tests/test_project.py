@@ -233,8 +233,8 @@ def test_experiment_is_a_template(path):
 
 
 def test_folders_that_nbdev_does_not_execute_are_marked():
-    for folder in ("experiments", "reports"):
-        assert (NBS / folder / ".notest").exists()
+    assert (NBS / "experiments" / ".notest").exists()
+    assert not (NBS / "reports" / ".notest").exists(), "reports are executed: their text is checked against results/"
 
 
 def test_cleaning_keeps_the_parameters_tag(tmp_path):

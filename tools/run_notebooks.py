@@ -1,4 +1,4 @@
-"""Run the reference and theory notebooks again, in place, so that the stored outputs are those of the code as it is."""
+"""Run the reference and theory notebooks and the reports again, in place, so that the stored outputs are those of the code as it is."""
 
 import os
 import re
@@ -14,8 +14,8 @@ NBS = ROOT / "nbs"
 
 
 def default_notebooks() -> list[Path]:
-    "What the site shows executed; experiments are templates without outputs, reports are kept as they ran."
-    return [*sorted(NBS.glob("*.ipynb")), *sorted(NBS.glob("theory/*.ipynb"))]
+    "What the site shows executed; experiments are templates without outputs."
+    return [path for folder in (".", "theory", "reports") for path in sorted(NBS.glob(f"{folder}/*.ipynb"))]
 
 
 class Rerun(NotebookClient):
