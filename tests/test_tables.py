@@ -1,7 +1,9 @@
-"""The tool behind `make tables`: every row of the paper is asked for, and the committed tables are what the rows' files say."""
+"""The tools behind the reports: every row and cell is asked for, and what is committed is what was asked for."""
 
 import importlib.util
 import json
+import sys
+from dataclasses import replace
 
 import pytest
 
@@ -9,13 +11,28 @@ from cegen import Config
 from cegen.report import paper_table
 
 
-@pytest.fixture(scope="module")
-def tables(root):
-    "tools/tables.py as a module."
-    spec = importlib.util.spec_from_file_location("tables", root / "tools" / "tables.py")
+def tool(root, name):
+    "A file of tools/ as a module."
+    spec = importlib.util.spec_from_file_location(name, root / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def tables(root):
+    return tool(root, "tables")
+
+
+@pytest.fixture(scope="module")
+def surfaces(root):
+    return tool(root, "surfaces")
+
+
+@pytest.fixture(scope="module")
+def recipe(root):
+    return tool(root, "recipe")
 
 
 @pytest.mark.parametrize(("number", "cases"), [(2, 2), (3, 1)])
@@ -45,3 +62,40 @@ def test_a_row_is_run_again_if_it_was_run_otherwise(tables):
     assert done
     assert not tables.is_done(2, {**done[0], "steps": 17})
     assert not tables.is_done(2, {**done[0], "n_classes": 7})
+
+
+def test_surfaces_vary_what_the_appendix_of_the_paper_varies(surfaces):
+    varied = {surface[axis] for surface in surfaces.SURFACES.values() for axis in ("rows", "columns")}
+    assert varied >= {"batch_size", "dim", "kappa", "conditional", "label_noise"}
+    for surface in surfaces.SURFACES.values():
+        for row in surface["row_values"]:
+            for column in surface["column_values"]:
+                Config(**surface["base"], **{surface["rows"]: row, surface["columns"]: column})
+
+
+def test_committed_surfaces_are_those_that_the_tool_asks_for(surfaces, monkeypatch):
+    names = [path.stem for path in surfaces.DONE.glob("*.json")]
+    assert set(names) == set(surfaces.SURFACES)
+    assert all(surfaces.is_done(name) for name in names)
+    monkeypatch.setattr(surfaces, "SEEDS", [0, 1, 2, 3])
+    assert not any(surfaces.is_done(name) for name in names)
+
+
+@pytest.mark.parametrize(
+    "name", ["as it is", "Adam for all weights", "average of weights, decay .99", "self-distillation"]
+)
+def test_variants_of_the_recipe_train(recipe, monkeypatch, name):
+    monkeypatch.setitem(recipe.WORLDS, "default", recipe.WORLDS["default"] | {"steps": 60, "dim": 3, "n_classes": 20})
+    monkeypatch.setitem(recipe.VARIANTS, "no steps", replace(recipe.VARIANTS[name], config={"steps": 2}))
+    trained, untrained = recipe.run("default", name, 0), recipe.run("default", "no steps", 0)
+    assert trained["r2_z"] > untrained["r2_z"] + 0.05
+    assert 0 < trained["excess"] < untrained["excess"]
+
+
+def test_every_variant_changes_the_model_or_the_configuration(recipe):
+    for name, variant in recipe.VARIANTS.items():
+        for world in variant.worlds:
+            config = recipe.WORLDS[world] | variant.config
+            Config(**config)
+            changed = variant.change or variant.average or variant.distil or config != recipe.WORLDS[world]
+            assert (name == "as it is") != bool(changed), (name, world)

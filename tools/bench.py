@@ -272,6 +272,8 @@ def probe_memory(steps: int = 10_000) -> list[dict]:
 
 def probe_scaling(dim: int, n_instances: int, case: str, softmax: str) -> list[dict]:
     "Time of a step, and the memory that steps take beside W and the optimiser's two moments of it."
+    small = default_training()  # the first optimiser of a process imports half of PyTorch
+    training_step([small.runs[0].source.sample(8, small.runs[0].generator)], small.losses_of, small.optimizers)
     before = peak()
     training = default_training(dim, n_instances, case, softmax, batch=512)
     run = training.runs[0]
@@ -295,7 +297,6 @@ def probe_scaling(dim: int, n_instances: int, case: str, softmax: str) -> list[d
             "softmax": softmax,
             "step_ms": 1e3 * float(np.median(times)),
             "model_mb": model / MEGABYTE,
-            # Nothing is seen of what needs less than the imports did.
             "beside_mb": max(0, taken - model) / MEGABYTE,
         }
     ]
