@@ -96,7 +96,7 @@ studies: $(VENV)/.dev  ## run what the pages of nbs/theory tell of again (an hou
 tables: $(VENV)/.dev  ## run the paper's tables 2 and 3, five seeds a row (hours); rows that are there are kept
 	$(BIN)/python tools/tables.py
 
-surfaces: $(VENV)/.dev  ## run the grids of the report on surfaces, three seeds a cell (half an hour); those that are there are kept
+surfaces: $(VENV)/.dev  ## run the grids of surfaces.ipynb, three seeds a cell (half an hour); those that are there are kept
 	$(BIN)/python tools/surfaces.py
 
 recipe: $(VENV)/.dev  ## change one thing at a time about the recipe, three seeds (half an hour); runs that are there are kept

@@ -21,7 +21,7 @@ import typer
 
 from .core import TrainingDiverged
 from .report import read_records, summary
-from .run import RECIPES, Config, identify
+from .run import Config, identify
 
 # %% ../nbs/15_cli.ipynb #8d0184bc
 def field_comments(
@@ -79,7 +79,7 @@ def with_config_options(
 @with_config_options
 def identify_command(
     *,
-    recipe: Annotated[str, typer.Option(help=f"a way to train: {', '.join(RECIPES)}; options given beside it go before it")] = "default",  # name
+    recipe: Annotated[str, typer.Option(help="a way to train: default, quick, thorough or published; options beside it go before it")] = "default",  # name
     out: Annotated[Path | None, typer.Option(help="folder for result.json and checkpoints; a killed run continues")] = None,  # where results go
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")] = False,  # JSON instead of text
     **config: Any,  # fields of `Config` that were given

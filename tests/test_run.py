@@ -216,6 +216,11 @@ def test_options_beside_a_recipe_go_before_it_even_at_their_default():
     assert json.loads(again.stdout)["config"]["case"] == "C4"
 
 
+def test_help_names_every_recipe():
+    shown = CliRunner().invoke(app, ["identify", "--help"], env={"COLUMNS": "200"}).stdout
+    assert all(name in shown for name in RECIPES)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_are_valid_configurations(recipe):
     config = Config.from_parameters({"dim": 4}, recipe)

@@ -1,4 +1,4 @@
-"""Run the surfaces of nbs/reports/surfaces.ipynb, one papermill run each, and leave them in results/surfaces/.
+"""Run nbs/experiments/surface.ipynb over five grids, one papermill run each, and leave them in results/surfaces/.
 
 A surface whose file was made with what is asked for now is kept; one that was interrupted continues with its next run.
 """
