@@ -79,7 +79,7 @@ def with_config_options(
 @with_config_options
 def identify_command(
     *,
-    recipe: Annotated[str, typer.Option(help="a way to train: default, quick, thorough or published; options beside it go before it")] = "default",  # name
+    recipe: Annotated[str, typer.Option(help="a way to train: default, quick, thorough or published; options beside it go before it")] = "default",  # name of a way to train
     out: Annotated[Path | None, typer.Option(help="folder for result.json and checkpoints; a killed run continues")] = None,  # where results go
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")] = False,  # JSON instead of text
     **config: Any,  # fields of `Config` that were given

@@ -200,6 +200,7 @@ def linear_cross_entropy(
     with torch.autocast(device.type, enabled=False):
         return F.linear_cross_entropy(features, rows, labels, linear_bias=bias, reduction=reduction, options=options)
 
+
 class _UnitRows(torch.autograd.Function):
     "w / ‖w‖ for very many rows: the gradient of `F.normalize` needs three times the memory of the rows, this one as much as they."
 
@@ -216,7 +217,6 @@ class _UnitRows(torch.autograd.Function):
         unit, norms = ctx.saved_tensors
         along = torch.einsum("nd,nd->n", gradient, unit)
         return torch.addcmul(gradient, unit, along[:, None], value=-1).div_(norms)
-
 
 # %% ../nbs/05_model.ipynb #cdc67174
 CASES = ("C1", "C2", "C3", "C4")
