@@ -42,14 +42,17 @@ MAY_IMPORT = {
     "probe": ["core"],
     "report": ["core"],
     "run": LOWER,
-    "sweep": ["run", "report"],
+    "grid": ["core"],
+    "execute": [],
+    "sweep": ["core", "run", "report", "grid", "execute"],
     "study": [*LOWER, "run"],
     "estimator": [*LOWER, "run"],
-    "cli": [*LOWER, "run", "sweep"],
+    "cli": [*LOWER, "run", "grid", "sweep"],
     "images": ["core", "sphere", "vmf", "dgp", "mixing", "source", "theory", "model"],
 }
 ONLY_FOR_DEVELOPMENT_OR_EXTRAS = {
-    "fastcore", "nbdev", "execnb", "seaborn", "matplotlib", "papermill", "dask", "distributed", "h5py", "pooch", "PIL",
+    "fastcore", "nbdev", "execnb", "seaborn", "matplotlib", "papermill", "dask", "distributed", "dask_jobqueue", "pyarrow", "yaml",
+    "psutil", "filelock", "h5py", "pooch", "PIL",
 }  # fmt: skip
 
 
