@@ -22,9 +22,9 @@ import typer
 
 from .core import TrainingDiverged
 from .grid import Grid
-from .report import read_records, summary
+from .report import over_seeds, read_records, summary
 from .run import Config, identify
-from .sweep import SweepResult, plan, sweep
+from .sweep import SweepResult, collect, plan, records_of, sweep, write_report
 
 # %% ../nbs/15_cli.ipynb #8d0184bc
 def field_comments(
@@ -84,12 +84,13 @@ def identify_command(
     *,
     recipe: Annotated[str, typer.Option(help="a way to train: default, quick, thorough or published; options beside it go before it")] = "default",  # name of a way to train
     out: Annotated[Path | None, typer.Option(help="folder for result.json and checkpoints; a killed run continues")] = None,  # where results go
+    log: Annotated[list[str] | None, typer.Option(help="where curves go beside CSV files in --out: tensorboard, wandb, mlflow")] = None,  # further logs
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")] = False,  # JSON instead of text
     **config: Any,  # fields of `Config` that were given
 ) -> None:
     "Sample a world, train on it, and say how linearly the latents come back."
     with plain_errors():
-        result = identify(Config.from_parameters(config, recipe), out=out)
+        result = identify(Config.from_parameters(config, recipe), out, log or ())
     typer.echo(json.dumps(result.to_dict(), indent=1, allow_nan=False) if as_json else summary(result.records))
 
 
@@ -142,8 +143,13 @@ def sweep_command(
 
 @app.command()
 def report(
-    path: Annotated[Path, typer.Argument(help="a result.json, or a folder that holds some")],  # where results lie
+    path: Annotated[Path, typer.Argument(help="a result.json, a folder that holds some, or the folder of a sweep")],  # where results lie
+    out: Annotated[Path | None, typer.Option(help="of a sweep: folder for report.md, means.csv and figure.png")] = None,  # where tables go
 ) -> None:
-    "Show stored results."
+    "Show stored results; of a sweep, write tables and a figure."
     with plain_errors():
-        typer.echo(summary(read_records(path)))
+        if out is not None:
+            typer.echo(f"The report is {write_report(path, out)}")
+            return
+        records = records_of(path) if (path / "sweep.json").exists() else read_records(path)
+        typer.echo(over_seeds(collect(path)).to_string(index=False) if records is None else summary(records))

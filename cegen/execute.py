@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAILURE', 'EXECUTED', 'failure_of', 'end_with_parent', 'main']
 
-# %% ../nbs/12_execute.ipynb #37997161
+# %% ../nbs/12_execute.ipynb #1adc6e86
 import json
 import os
 import re
@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-# %% ../nbs/12_execute.ipynb #1fc9f515
+# %% ../nbs/12_execute.ipynb #9b4d446c
 FAILURE = "failure.json"  # left by a notebook that raised an error
 EXECUTED = "executed.ipynb"  # the notebook with its outputs, written after each cell
 
@@ -28,7 +28,7 @@ def failure_of(
     name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
     return {"error": f"{name}: {message}", "cell": getattr(error, "exec_count", None), "traceback": re.sub(r"\x1b\[[\d;]*m", "", "\n".join(lines))}
 
-# %% ../nbs/12_execute.ipynb #d5e5ba97
+# %% ../nbs/12_execute.ipynb #4de32f60
 def end_with_parent() -> None:
     "Wait until the process that started this one is gone, then end the kernel and this process."
     import psutil

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'CONFIGURATION', 'DETAILS', 'PAPERS_OWN', 'make_record', 'write_records', 'read_records', 'paper_table',
-           'beside_paper', 'summary', 'plotting', 'plot_sphere', 'plot_history', 'plot_recovery']
+           'beside_paper', 'summary', 'plotting', 'plot_sphere', 'plot_history', 'plot_recovery', 'interval',
+           'over_seeds', 'plot_sweep']
 
 # %% ../nbs/11_report.ipynb #264b0a5c
 import io
@@ -18,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .core import check_integer, invalid, write_json
+from .core import check_choice, check_integer, invalid, write_json
 
 # %% ../nbs/11_report.ipynb #01092468
 FIELDS = {
@@ -366,6 +368,63 @@ def plot_recovery(
                         color=sns.color_palette("colorblind")[0])
         axes.axline((0, 0), slope=1, color="0.3", linewidth=0.8)
         axes.set(title=f"coordinate {k}", xlabel="truth", ylabel="estimate")
+    sns.despine(figure)
+    plt.close(figure)
+    return figure
+
+# %% ../nbs/11_report.ipynb #90fa937c
+def interval(
+    values: Iterable[float],  # one for each seed
+    level: float = 0.95,  # share of cases that it covers, between 0 and 1
+) -> tuple[float, float, float]:  # mean, low, high; NaN for bounds that a single value does not have
+    "Mean and Student's interval for it."
+    known = pd.Series(values, dtype=float).dropna()
+    half = stats.t.ppf((1 + level) / 2, len(known) - 1) * known.sem() if len(known) > 1 else math.nan
+    return known.mean(), known.mean() - half, known.mean() + half
+
+
+def over_seeds(
+    table: pd.DataFrame,  # tidy: run, what was varied, seed, record, metric, value
+    metrics: Iterable[str] = (),  # which; default all
+) -> pd.DataFrame:  # what was varied, metric, mean, low, high, n: one row for each combination
+    "Means over seeds with 95 % intervals."
+    wanted = list(metrics)
+    for name in wanted:
+        check_choice("metrics", name, sorted(table.metric.unique()))
+    rows = table[table.metric.isin(wanted)] if wanted else table
+    # A template that leaves one record for each run says nothing with its number.
+    alone = {"run", "seed", "value"} | ({"record"} if table.record.nunique() < 2 else set())
+    keys = [name for name in table if name not in alone]
+    means = []
+    for values, group in rows.groupby(keys, sort=False, dropna=False):
+        mean, low, high = interval(group.value)
+        means.append(dict(zip(keys, values, strict=True)) | {"mean": mean, "low": low, "high": high, "n": int(group.value.notna().sum())})
+    return pd.DataFrame(means, columns=[*keys, "mean", "low", "high", "n"])
+
+# %% ../nbs/11_report.ipynb #fc0b2f41
+def plot_sweep(
+    table: pd.DataFrame,  # tidy, of one template
+    x: str,  # what was varied, to go across
+    metric: str = "r2_z",  # what to show
+    hue: str | None = None,  # what else was varied, in colours
+) -> Any:  # a matplotlib Figure
+    "Means over seeds with 95 % intervals."
+    for name in (x, *([hue] if hue else [])):
+        check_choice("column", name, list(table.columns))
+    means = over_seeds(table, [metric])
+    plt, sns = plotting()
+    figure, axes = plt.subplots(figsize=(4.4, 3.2), dpi=80, layout="constrained")
+    groups = list(means.groupby(hue, sort=False)) if hue else [(None, means)]
+    numeric = pd.api.types.is_numeric_dtype(means[x])
+    for (value, group), colour in zip(groups, sns.color_palette("colorblind", len(groups)), strict=True):
+        rows = group.sort_values(x) if numeric else group
+        across = rows[x] if numeric else rows[x].astype(str)
+        axes.errorbar(across, rows["mean"], rows["mean"] - rows.low.fillna(rows["mean"]), color=colour, marker="o", markersize=4,
+                      linewidth=1.2, capsize=3, label=None if hue is None else f"{hue} = {value}")  # fmt: skip
+    if hue:
+        axes.legend(fontsize=8, frameon=False)
+    axes.set(xlabel=x.replace("_", " "), ylabel=metric.replace("_", " "))
+    axes.set_title(f"mean over {means.n.max():.0f} seeds, 95 % interval", fontsize=9)
     sns.despine(figure)
     plt.close(figure)
     return figure

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,13 @@ from cegen.core import (
     write_json,
 )
 from .dgp import CLASS_VECTORS, CONDITIONALS, ClusterDGP
+from .log import check_logs, open_logs
 from .mixing import LAWS, InvertibleMLP
 from .model import ARCHITECTURES, CASES, Encoder, Head, SampledHead
 from .objective import OBJECTIVES, get_objective
 from .report import make_record, summary
 from .source import SyntheticSource
-from .train import Callback, FitResult, fit
+from .train import Callback, FitResult, Log, fit
 
 # %% ../nbs/12_run.ipynb #2d15f604
 HEADS = {"full": Head, "sampled": SampledHead}
@@ -239,17 +241,20 @@ def run_seed(
     config: Config,  # the experiment
     seed: int,  # of this run
     out: str | os.PathLike | None = None,  # folder for checkpoints; a run that was killed is resumed from there
+    log: Sequence[str] = (),  # where its curve goes beside <out>/seed<seed>.csv: tensorboard, wandb, mlflow
 ) -> Trial:  # trained and scored
     "Sample a world, train on it, and score what was learnt."
     source, level = make_source(config, seed).to(choose_device(config.device)), OBJECTIVES[config.objective].level
     encoder, head = make_model(config, source, seed)
     watched = source.sample(2000, random_stream(seed, "watched", source.device))
-    result = fit(
-        source, encoder, head, config.objective, callbacks=[watch_latents(source, level, watched)], device=source.device,
-        checkpoint=None if out is None else checkpoint_folder(out, config, seed), seed=seed,
-        **{name: getattr(config, name) for name in
-           ("steps", "batch_size", "lr", "hidden_lr", "head_lr", "warmup", "precision", "eval_every")},
-    )
+    curve: AbstractContextManager[list[Log]] = nullcontext([]) if out is None else open_logs(log, out, f"seed{seed}", asdict(config))
+    with curve as logs:
+        result = fit(
+            source, encoder, head, config.objective, callbacks=[watch_latents(source, level, watched)], device=source.device,
+            checkpoint=None if out is None else checkpoint_folder(out, config, seed), logs=logs, seed=seed,
+            **{name: getattr(config, name) for name in
+               ("steps", "batch_size", "lr", "hidden_lr", "head_lr", "warmup", "precision", "eval_every")},
+        )
     test = source.sample(config.n_test, random_stream(seed, "test", source.device))
     scores = score(source, result.encoder, result.head, level, test, seed)
     concentration = config.kappa if config.conditional == "vmf" else config.scale
@@ -320,13 +325,16 @@ def stored_records(
 
 def identify(
     config: Config,  # the experiment
-    out: str | os.PathLike | None = None,  # folder for result.json and checkpoints; None keeps all in memory
+    out: str | os.PathLike | None = None,  # folder for result.json, curves and checkpoints; None keeps all in memory
+    log: Sequence[str] = (),  # where curves go beside CSV files in `out`: tensorboard, wandb, mlflow
 ) -> Result:  # one trial for each seed
     "Run an experiment; with `out`, a killed one continues and each finished seed is on disk at once."
+    if check_logs(log) != ["csv"] and out is None:
+        raise invalid("log", list(log), "left out where nothing is written", "Give a folder as `out`.")
     stored = {} if out is None else stored_records(check_writable(out) / "result.json", config)
     result = Result(config, (), {})
     for seed in config.seeds:
-        trial = run_seed(config, seed, out)
+        trial = run_seed(config, seed, out, log)
         result = Result(config, (*result.trials, trial), environment(trial.fit.device))
         if out is not None:
             stored[seed] = trial.record

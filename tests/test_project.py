@@ -26,7 +26,7 @@ EXPERIMENTS = [f for f in NOTEBOOKS if f.parent == NBS / "experiments"]
 EXECUTED = [f for f in NOTEBOOKS if f.parent in (NBS, NBS / "theory")]
 
 # What the exported cells of each module may import from the package: the design, as data.
-LOWER = ["core", "sphere", "vmf", "dgp", "mixing", "source", "theory", "model", "objective", "train", "probe", "report"]
+LOWER = ["core", "sphere", "vmf", "dgp", "mixing", "source", "theory", "model", "objective", "train", "probe", "log", "report"]
 MAY_IMPORT = {
     "core": [],
     "sphere": ["core"],
@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "optim": ["core"],
     "train": ["core", "model", "objective", "optim"],
     "probe": ["core"],
+    "log": ["core", "train"],
     "report": ["core"],
     "run": LOWER,
     "grid": ["core"],
@@ -52,7 +53,7 @@ MAY_IMPORT = {
 }
 ONLY_FOR_DEVELOPMENT_OR_EXTRAS = {
     "fastcore", "nbdev", "execnb", "seaborn", "matplotlib", "papermill", "dask", "distributed", "dask_jobqueue", "pyarrow", "yaml",
-    "psutil", "filelock", "h5py", "pooch", "PIL",
+    "psutil", "filelock", "wandb", "mlflow", "tensorboard", "h5py", "pooch", "PIL",
 }  # fmt: skip
 
 
