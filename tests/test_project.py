@@ -26,7 +26,21 @@ EXPERIMENTS = [f for f in NOTEBOOKS if f.parent == NBS / "experiments"]
 EXECUTED = [f for f in NOTEBOOKS if f.parent in (NBS, NBS / "theory")]
 
 # What the exported cells of each module may import from the package: the design, as data.
-LOWER = ["core", "sphere", "vmf", "dgp", "mixing", "source", "theory", "model", "objective", "train", "probe", "log", "report"]
+LOWER = [
+    "core",
+    "sphere",
+    "vmf",
+    "dgp",
+    "mixing",
+    "source",
+    "theory",
+    "model",
+    "objective",
+    "train",
+    "probe",
+    "log",
+    "report",
+]
 MAY_IMPORT = {
     "core": [],
     "sphere": ["core"],

@@ -320,9 +320,7 @@ def test_worker_of_a_cluster_that_is_killed_costs_no_run(tiny):
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
         with Client(cluster) as client:
             pids = client.run(os.getpid)
-            process = command(
-                as_file(grid, grid.folder.parent / "grid.yaml"), "--scheduler", cluster.scheduler_address
-            )
+            process = command(as_file(grid, grid.folder.parent / "grid.yaml"), "--scheduler", cluster.scheduler_address)
             wait_until(lambda: n_done(grid) >= 1)
             os.kill(next(iter(pids.values())), signal.SIGKILL)
             output, _ = process.communicate(timeout=180)

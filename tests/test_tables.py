@@ -37,12 +37,13 @@ def recipe(root):
 
 @pytest.mark.parametrize(("number", "cases"), [(2, 2), (3, 1)])
 def test_every_row_of_the_paper_is_run_under_both_laws(tables, number, cases):
-    rows = tables.rows(number)
-    assert len(rows) == 2 * cases * len(paper_table(number))
-    assert len({tables.name_of(number, row) for row in rows}) == len(rows)
-    for row in rows:
-        config = Config(**row, seeds=tables.SEEDS)
-        assert config.objective == {2: "diet", 3: "supervised"}[number]
+    rows, paper = tables.rows(number), paper_table(number)
+    assert len(rows) == 2 * cases * len(paper)
+    assert all([run.varied["seed"] for run in runs] == [0, 1, 2, 3, 4] for runs in rows.values())
+    names = [name for name in ("n_instances", "dim", "n_classes", "conditional") if name in paper]
+    asked = {tuple(runs[0].parameters[name] for name in names) for runs in rows.values()}
+    assert asked == set(paper[names].itertuples(index=False, name=None))
+    assert {runs[0].parameters["objective"] for runs in rows.values()} == {{2: "diet", 3: "supervised"}[number]}
 
 
 def test_committed_tables_are_the_means_of_the_rows_files(tables, root, tmp_path):
@@ -54,31 +55,31 @@ def test_committed_tables_are_the_means_of_the_rows_files(tables, root, tmp_path
             json.loads((folder / path.name).read_text(encoding="utf-8")) for folder in (tmp_path, path.parent)
         )
         assert fresh == kept
-        assert {record["n_seeds"] for record in kept["records"]} == {len(tables.SEEDS)}
+        assert {record["n_seeds"] for record in kept["records"]} == {5}
 
 
 def test_a_row_is_run_again_if_it_was_run_otherwise(tables):
-    done = [row for row in tables.rows(2) if tables.is_done(2, row)]
+    done = [(name, runs) for name, runs in tables.rows(2).items() if tables.is_stored(name, runs)]
     assert done
-    assert not tables.is_done(2, {**done[0], "steps": 17})
-    assert not tables.is_done(2, {**done[0], "n_classes": 7})
+    name, runs = done[0]
+    for change in ({"steps": 17}, {"n_classes": 7}, {"head_lr": 0.3}):
+        assert not tables.is_stored(name, [replace(run, parameters=dict(run.parameters) | change) for run in runs])
+    assert not tables.is_stored(name, runs[:4]), "other seeds"
 
 
 def test_surfaces_vary_what_the_appendix_of_the_paper_varies(surfaces):
-    varied = {surface[axis] for surface in surfaces.SURFACES.values() for axis in ("rows", "columns")}
+    varied = {run.parameters[axis] for run in surfaces.RUNS.values() for axis in ("rows", "columns")}
     assert varied >= {"batch_size", "dim", "kappa", "conditional", "label_noise"}
-    for surface in surfaces.SURFACES.values():
-        for row in surface["row_values"]:
-            for column in surface["column_values"]:
-                Config(**surface["base"], **{surface["rows"]: row, surface["columns"]: column})
 
 
-def test_committed_surfaces_are_those_that_the_tool_asks_for(surfaces, monkeypatch):
-    names = [path.stem for path in surfaces.DONE.glob("*.json")]
-    assert names and set(names) <= set(surfaces.SURFACES)
-    assert all(surfaces.is_done(name) for name in names)
-    monkeypatch.setattr(surfaces, "SEEDS", [0, 1, 2, 3])
-    assert not any(surfaces.is_done(name) for name in names)
+def test_committed_surfaces_are_those_that_the_grid_asks_for(surfaces, monkeypatch):
+    assert {path.stem for path in surfaces.DONE.glob("*.json")} == set(surfaces.RUNS)
+    assert all(surfaces.is_stored(name) for name in surfaces.RUNS)
+    more = {
+        name: replace(run, parameters={**run.parameters, "seeds": [0, 1, 2, 3]}) for name, run in surfaces.RUNS.items()
+    }
+    monkeypatch.setattr(surfaces, "RUNS", more)
+    assert not any(surfaces.is_stored(name) for name in more)
 
 
 @pytest.mark.parametrize(

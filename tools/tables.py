@@ -1,117 +1,71 @@
-"""Run the rows of the paper's tables 2 and 3, one papermill run a row, and gather them in results/table2.json and table3.json.
+"""Run the paper's tables 2 and 3 as sweeps, and gather their rows in results/table2.json and table3.json.
 
-A row that is finished has a file in results/tables/ and is not run again, unless what it was run with differs from what is
-asked for now. A row that was interrupted continues from its last checkpoint in runs/tables/.
+A row whose five seeds are finished has a file in results/tables/ and is not run again, unless the grid now asks for something else. Runs that were
+interrupted go on from their checkpoints in runs/table2/ and runs/table3/.
 """
 
 import argparse
-import hashlib
 import json
-import os
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import defaultdict
 from pathlib import Path
 
 import pandas as pd
 
-from cegen import Config
 from cegen.core import write_json
+from cegen.grid import Grid, Run
 from cegen.mixing import LAWS
-from cegen.report import paper_table, read_records
+from cegen.report import read_records
+from cegen.sweep import checked_runs, is_done, sweep
 
 ROOT = Path(__file__).resolve().parent.parent
-TEMPLATE = ROOT / "nbs" / "experiments" / "identify.ipynb"
-DONE, WORK = ROOT / "results" / "tables", ROOT / "runs" / "tables"
-SEEDS = (0, 1, 2, 3, 4)
+GRIDS, DONE = ROOT / "nbs" / "experiments" / "grids", ROOT / "results" / "tables"
 KEYS = ["n_instances", "dim", "n_classes", "conditional", "concentration", "g_law", "case"]
-# The columns of the paper's table 2: rows of W that are unit vectors (with unit features, C1), and free ones (C2).
-CASES = {2: ("C1", "C2"), 3: ("C1",)}
+# What may differ between two runs of a row without making them different experiments.
+INCIDENTAL = {"seeds", "eval_every", "device", "log", "kappa", "scale"}
 
 
-def budget(table: int, row: dict) -> dict:
-    "What a row needs beyond the default recipe: the harder the world and the more the paper reaches, the more samples."
-    # A label is told apart from those of its batch only: the same minimum (05_model), at a fraction of the time.
-    softmax = {"softmax": "sampled"} if table == 2 else {}
-    if row["dim"] == 20:
-        return softmax | {"width": 128, "n_blocks": 4, "batch_size": 1024, "steps": 8000}
-    if row["dim"] == 10:
-        return softmax | {"width": 128, "batch_size": 1024, "steps": 4000}
-    if row["conditional"] == "laplace":
-        return {}
-    if table == 3 and row["n_classes"] == 10:
-        return {"batch_size": 1024, "steps": 3000}
-    if table == 3 and row["concentration"] != 50:
-        # Ten thousand classes are too many to tell a sample apart from all of them.
-        return ({"softmax": "sampled"} if row["n_classes"] > 2048 else {}) | {"batch_size": 2048, "steps": 3000}
-    if row["n_instances"] > 10_000:
-        return softmax | {"batch_size": 1024, "steps": 8000}
-    if row["n_classes"] == 10:
-        return softmax | {"batch_size": 2048, "steps": 2000}
-    if row["conditional"] == "normal":
-        return softmax | {"batch_size": 1024, "steps": 4000}
-    if row["concentration"] == 50:
-        # Rows that cannot move fast enough leave the class vectors bent together.
-        return softmax | {"batch_size": 1024, "steps": 4000, "head_lr": 1.0}
-    return {}
+def grid_of(table: int) -> Grid:
+    "The grid of a table."
+    return Grid.load(GRIDS / f"table{table}.yaml")
 
 
-def rows(table: int) -> list[dict]:
-    "The runs of a table: parameters of the template, by name."
-    found = []
-    for law in LAWS[::-1]:
-        for row in paper_table(table).to_dict("records"):
-            for case in CASES[table]:
-                world = {name: row[name] for name in ("dim", "n_classes", "conditional")}
-                world["kappa" if row["conditional"] == "vmf" else "scale"] = row["concentration"]
-                # The class label is all that supervised training sees: any number of instances gives the same run.
-                world["n_instances"] = row.get("n_instances", row["n_classes"])
-                learner = {"objective": {2: "diet", 3: "supervised"}[table], "case": case, "g_law": law}
-                found.append(world | learner | budget(table, world | row))
-    return found
+def name_of(table: int, run: Run) -> str:
+    "A file name that tells a row: runs that differ in their seed have the same."
+    p = run.parameters
+    strength = p["kappa"] if p["conditional"] == "vmf" else p["scale"]
+    world = f"d{p['dim']}-C{p['n_classes']}-N{p['n_instances']}-{p['conditional']}{strength:g}"
+    return f"table{table}-{world}-{p['case']}-{p['g_law']}"
 
 
-def name_of(table: int, parameters: dict) -> str:
-    "A file name that tells the row."
-    strength = parameters.get("kappa", parameters.get("scale"))
-    world = f"d{parameters['dim']}-C{parameters['n_classes']}-N{parameters['n_instances']}-{parameters['conditional']}{strength:g}"
-    return f"table{table}-{world}-{parameters['case']}-{parameters['g_law']}"
+def rows(table: int) -> dict[str, list[Run]]:
+    "The rows of a table: one run for each seed, by name."
+    found = defaultdict(list)
+    for run in checked_runs(grid_of(table)):
+        found[name_of(table, run)].append(run)
+    return dict(found)
 
 
-def is_done(table: int, parameters: dict) -> bool:
+def is_stored(name: str, runs: list[Run]) -> bool:
     "Whether the row's file holds all seeds, run with these very parameters."
-    path = DONE / f"{name_of(table, parameters)}.json"
+    path = DONE / f"{name}.json"
     if not path.exists():
         return False
-    records = read_records(path)
-    wanted = {**parameters, "concentration": parameters.get("kappa", parameters.get("scale"))}
-    wanted = {name: value for name, value in wanted.items() if name not in ("kappa", "scale")}
-    return sorted(records.seed) == list(SEEDS) and all((records[name] == value).all() for name, value in wanted.items())
+    records, p = read_records(path), runs[0].parameters
+    wanted = {key: value for key, value in p.items() if key not in INCIDENTAL and value is not None}
+    wanted["concentration"] = p["kappa"] if p["conditional"] == "vmf" else p["scale"]
+    same = all((records[key] == value).all() for key, value in wanted.items() if key in records)
+    return same and sorted(records.seed) == sorted(run.varied["seed"] for run in runs)
 
 
-def run_row(table: int, parameters: dict) -> str:
-    "One papermill run in a process of its own, with one thread; returns its name."
-    name = name_of(table, parameters)
-    Config(**parameters, seeds=SEEDS)  # a mistake is told before anything starts
-    # A row that is asked for otherwise than before must not meet the checkpoints of that.
-    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]
-    folder = WORK / f"{name}-{digest}"
-    folder.mkdir(parents=True, exist_ok=True)
-    given = [
-        arg
-        for key, value in {**parameters, "eval_every": 500, "device": "cpu"}.items()
-        for arg in ("-p", key, str(value))
-    ]
-    command = [sys.executable, "-m", "papermill", "--kernel", "python3", "--no-progress-bar", "--log-level", "ERROR", *given,
-               "-y", f"seeds: {list(SEEDS)}", "-p", "out", str(folder), str(TEMPLATE), str(folder / "identify.ipynb")]  # fmt: skip
-    # Runs side by side, a thread each, waste less than one run on all cores.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CEGEN_PROGRESS": "0"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    write_json(DONE / f"{name}.json", {"environment": result["environment"], "records": result["records"]})
-    return name
+def store(table: int) -> None:
+    "Write the files of the rows whose runs are all done."
+    folder = ROOT / grid_of(table).folder
+    for name, runs in rows(table).items():
+        if all(is_done(folder / run.key) for run in runs):
+            results = [json.loads((folder / run.key / "result.json").read_text(encoding="utf-8")) for run in runs]
+            records = [record for result in results for record in result["records"]]
+            write_json(DONE / f"{name}.json", {"environment": results[0]["environment"], "records": records})
 
 
 def gather(table: int, folder: Path = ROOT / "results") -> pd.DataFrame:
@@ -120,7 +74,7 @@ def gather(table: int, folder: Path = ROOT / "results") -> pd.DataFrame:
     if not files:
         return pd.DataFrame()
     records = pd.concat([read_records(file) for file in files])
-    learner = ("objective", "softmax", "width", "n_blocks", "batch_size", "steps")
+    learner = ("objective", "softmax", "width", "n_blocks", "batch_size", "steps", "head_lr")
     scores = ("official_r2_z", "official_r2_w", "orthogonality_error", "excess", "excess_se", "beta", "seconds")
     means = []
     for keys, group in records.groupby(KEYS, sort=False, dropna=False):
@@ -136,38 +90,32 @@ def gather(table: int, folder: Path = ROOT / "results") -> pd.DataFrame:
     return frame
 
 
+def run_table(table: int, laws: list[str], workers: int | None) -> int:
+    "Execute what is missing of a table; returns how many runs are not done."
+    store(table)
+    missing = {name: runs for name, runs in rows(table).items() if not is_stored(name, runs)}
+    keys = [run.key for runs in missing.values() for run in runs if run.parameters["g_law"] in laws]
+    print(f"table {table}: {len(rows(table)) - len(missing)} of {len(rows(table))} rows are there", flush=True)
+    unfinished = sweep(grid_of(table), workers, only=keys).n_unfinished if keys else 0
+    store(table)
+    gather(table)
+    return unfinished
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=int, nargs="+", default=(2, 3), choices=(2, 3), help="which tables")
     parser.add_argument("--laws", nargs="+", default=LAWS, choices=LAWS, help="laws of the generator")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time, a thread each")
+    parser.add_argument("--workers", type=int, help="runs at a time; default one for each core")
+    parser.add_argument("--gather", action="store_true", help="only gather what is finished")
     options = parser.parse_args()
-    wanted = [(table, row) for table in options.tables for row in rows(table) if row["g_law"] in options.laws]
-    todo = [(table, row) for table, row in wanted if not is_done(table, row)]
-    # The cheapest rows first; those that give no batch size or number of steps take the default's, which is less.
-    todo.sort(key=lambda item: item[1].get("batch_size", 0) * item[1].get("steps", 0) * item[1]["dim"])
-    print(
-        f"{len(wanted) - len(todo)} of {len(wanted)} rows are there; {len(todo)} to run, {options.workers} at a time",
-        flush=True,
-    )
-    failures = 0
-    with ThreadPoolExecutor(options.workers) as pool:
-        for future in as_completed([pool.submit(run_row, table, row) for table, row in todo]):
-            try:
-                name = future.result()
-            except RuntimeError as error:
-                failures += 1
-                print(error, file=sys.stderr, flush=True)
-                continue
-            gather(int(name[5]))
-            records = read_records(DONE / f"{name}.json")
-            print(
-                f"{name}: R² z̃→z {records.r2_z.mean():.4f} ± {records.r2_z.std():.4f}, {records.seconds.mean():.0f} s a run",
-                flush=True,
-            )
-    for table in options.tables:
-        gather(table)
-    sys.exit(failures > 0 and f"{failures} rows failed; run again to repeat them.")
+    if options.gather:
+        for table in options.tables:
+            store(table)
+            gather(table)
+        return
+    failures = sum(run_table(table, options.laws, options.workers) for table in options.tables)
+    sys.exit(failures and f"{failures} runs are not done; run again to go on.")
 
 
 if __name__ == "__main__":
