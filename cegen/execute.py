@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAILURE', 'EXECUTED', 'failure_of', 'end_with_parent', 'main']
 
-# %% ../nbs/12_execute.ipynb #1adc6e86
+# %% ../nbs/12_execute.ipynb #3ccee2ae
 import json
 import os
 import re
@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-# %% ../nbs/12_execute.ipynb #9b4d446c
+# %% ../nbs/12_execute.ipynb #326f0880
 FAILURE = "failure.json"  # left by a notebook that raised an error
 EXECUTED = "executed.ipynb"  # the notebook with its outputs, written after each cell
 
@@ -28,7 +28,7 @@ def failure_of(
     name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
     return {"error": f"{name}: {message}", "cell": getattr(error, "exec_count", None), "traceback": re.sub(r"\x1b\[[\d;]*m", "", "\n".join(lines))}
 
-# %% ../nbs/12_execute.ipynb #4de32f60
+# %% ../nbs/12_execute.ipynb #d6f745e7
 def end_with_parent() -> None:
     "Wait until the process that started this one is gone, then end the kernel and this process."
     import psutil
@@ -43,8 +43,8 @@ def main() -> None:
     "Execute what the file named on the command line asks for; exit status 1 and failure.json if the notebook fails."
     folder = Path(sys.argv[1]).resolve()
     threading.Thread(target=end_with_parent, daemon=True).start()
-    # jsonschema would spend a second on the grammar of web addresses, which occur in no notebook's schema.
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+    # What papermill would load and no run needs takes a second: a grammar of web addresses, and a door to Hadoop.
+    sys.modules.update(dict.fromkeys(("rfc3987_syntax", "pyarrow", "pyarrow.fs")))  # type: ignore[arg-type]
     import papermill
 
     order = json.loads((folder / "config.json").read_text(encoding="utf-8"))

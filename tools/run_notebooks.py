@@ -1,4 +1,4 @@
-"""Run the reference and theory notebooks and the reports again, in place, so that the stored outputs are those of the code as it is."""
+"""Run the reference and theory notebooks, the tutorials and the reports again, in place, so that the stored outputs are those of the code as it is."""
 
 import os
 import re
@@ -15,7 +15,7 @@ NBS = ROOT / "nbs"
 
 def default_notebooks() -> list[Path]:
     "What the site shows executed; experiments are templates without outputs."
-    return [path for folder in (".", "theory", "reports") for path in sorted(NBS.glob(f"{folder}/*.ipynb"))]
+    return [path for folder in (".", "theory", "tutorials", "reports") for path in sorted(NBS.glob(f"{folder}/*.ipynb"))]
 
 
 class Rerun(NotebookClient):
