@@ -54,7 +54,8 @@ in-sync: $(VENV)/.dev  ## notebooks are clean and the package is what they expor
 	$(BIN)/python tools/check_sync.py
 
 test-notebooks: $(VENV)/.dev  ## execute the reference and theory notebooks and the reports as tests
-	$(BIN)/nbdev_test --n_workers 0 --do_print --timing
+	find nbs -name '*.ipynb' -not -path '*/.*' -not -path 'nbs/experiments/*' -not -path 'nbs/tutorials/*' | sort | \
+	  OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --n_workers 0 --do_print --timing --path
 
 test-python: $(VENV)/.dev  ## pytest: statistics, resume, project rules, experiments, wheel, site
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations=10
@@ -93,10 +94,10 @@ studies: $(VENV)/.dev  ## run what the pages of nbs/theory tell of again (an hou
 	  -p out results nbs/experiments/relatives.ipynb runs/relatives.ipynb
 	$(BIN)/python tools/minimum_runs.py
 
-tables: $(VENV)/.dev  ## run the paper's tables 2 and 3, five seeds a row (hours); rows that are there are kept
+tables: $(VENV)/.dev  ## run the paper's tables 2 and 3 as sweeps, five seeds a row (hours); rows that are there are kept
 	$(BIN)/python tools/tables.py
 
-surfaces: $(VENV)/.dev  ## run the grids of surfaces.ipynb, three seeds a cell (half an hour); those that are there are kept
+surfaces: $(VENV)/.dev  ## run the ablations as a sweep, three seeds a cell (half an hour); surfaces that are there are kept
 	$(BIN)/python tools/surfaces.py
 
 recipe: $(VENV)/.dev  ## change one thing at a time about the recipe, three seeds (half an hour); runs that are there are kept

@@ -7,7 +7,7 @@ from importlib import import_module
 # The public names and the modules they live in. They are imported when first used, so that `import cegen` costs nothing
 # and a program that only samples latents never loads scikit-learn or pandas.
 _HOMES = {
-    "core": ["AssumptionViolated", "Batch", "CheckpointError", "Source", "TrainingDiverged"],
+    "core": ["AssumptionViolated", "Batch", "CheckpointError", "MissingExtra", "Source", "TrainingDiverged"],
     "sphere": [
         "ProjectedAnisotropicNormal", "ProjectedGeneralizedNormal", "ProjectedLaplace", "ProjectedNormal", "SphereMixture", "SphericalCauchy",
     ],

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .core import TrainingDiverged
+from .core import MissingExtra, TrainingDiverged
 from .grid import Grid
 from .report import over_seeds, read_records, summary
 from .run import Config, identify
@@ -55,7 +55,7 @@ def plain_errors() -> Iterator[None]:
     "Turn the errors that teach into one line on stderr and exit status 2."
     try:
         yield
-    except (ValueError, TrainingDiverged) as error:
+    except (ValueError, TrainingDiverged, MissingExtra) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error
 

@@ -23,7 +23,7 @@ from scipy import stats
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .core import check_choice, check_integer, invalid, write_json
+from .core import check_choice, check_integer, invalid, need, write_json
 
 # %% ../nbs/11_report.ipynb #01092468
 FIELDS = {
@@ -258,11 +258,10 @@ def summary(
 # %% ../nbs/11_report.ipynb #256263f7
 def plotting() -> tuple[Any, Any]:
     "matplotlib.pyplot and seaborn, imported when a figure is wanted."
-    try:
-        import matplotlib.pyplot as plt
-        import seaborn as sns
-    except ImportError as error:
-        raise ImportError("Figures need seaborn and matplotlib. Install them with: pip install 'cegen[plots]'") from error
+    need("plots", "matplotlib", "seaborn")
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
     return plt, sns
 
 

@@ -8,7 +8,7 @@ __all__ = ['RUN_FILES', 'Execute', 'CLUSTERS', 'Start', 'PAPER', 'read_json', 'i
            'on_cluster', 'connected', 'backend', 'state_of', 'checked_runs', 'choose', 'plan', 'collect', 'write_table',
            'SweepResult', 'follow', 'sweep', 'records_of', 'markdown_table', 'write_report']
 
-# %% ../nbs/13_sweep.ipynb #630bc1fe
+# %% ../nbs/13_sweep.ipynb #6fa9e70f
 import errno
 import importlib
 import json
@@ -31,13 +31,13 @@ import pandas as pd
 from tqdm import tqdm
 
 import cegen
-from .core import check_choice, check_integer, check_writable, invalid, write_atomically, write_json
+from .core import check_choice, check_integer, check_writable, invalid, need, write_atomically, write_json
 from .execute import EXECUTED, FAILURE
 from .grid import Grid, Run
 from .report import beside_paper, over_seeds, plot_sweep, read_records
 from .run import Config
 
-# %% ../nbs/13_sweep.ipynb #9007958c
+# %% ../nbs/13_sweep.ipynb #c9267f96
 RUN_FILES = ("config.json", "env.json", "metrics.json", EXECUTED)
 
 
@@ -91,7 +91,7 @@ def cores() -> int:
     "Processor cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-# %% ../nbs/13_sweep.ipynb #971d89c1
+# %% ../nbs/13_sweep.ipynb #c4ff612d
 @dataclass(frozen=True)
 class Outcome:
     "How a run ended."
@@ -179,7 +179,7 @@ def execute_once(
     full = os.strerror(errno.ENOSPC) in failure["traceback"]
     return Outcome(run.key, "stopped" if full else "failed", failure["error"], failure["traceback"], seconds)
 
-# %% ../nbs/13_sweep.ipynb #d0a90526
+# %% ../nbs/13_sweep.ipynb #4af2d4c1
 @contextmanager
 def locked(
     folder: Path,  # of a run; made if it is not there
@@ -243,7 +243,7 @@ def _execute_locked(run: Run, folder: Path, cwd: Path, limits: Limits, stopping:
         write_json(folder / "FAILED", {"error": outcome.message, "traceback": outcome.traceback, "tries": tries})
     return outcome
 
-# %% ../nbs/13_sweep.ipynb #bae560e5
+# %% ../nbs/13_sweep.ipynb #1408febb
 Execute = Callable[..., Outcome]
 
 
@@ -282,7 +282,7 @@ def on_cluster(
     finally:
         client.cancel(list(futures))
 
-# %% ../nbs/13_sweep.ipynb #72447949
+# %% ../nbs/13_sweep.ipynb #0373991b
 CLUSTERS = {
     "local": ("distributed", "LocalCluster"),
     "slurm": ("dask_jobqueue", "SLURMCluster"),
@@ -300,6 +300,7 @@ def connected(
     workers: int,  # how many, in a cluster that we start
 ) -> Iterator[Any]:  # a `distributed.Client`
     "A client of a cluster, closed at the end; raises `ValueError` if nobody answers or the kind is unknown."
+    need("sweep", "distributed")
     from distributed import Client
 
     if scheduler is not None:
@@ -341,7 +342,7 @@ def backend(
         with connected(scheduler, cluster, workers) as client:
             yield partial(on_cluster, client=client), sum(client.nthreads().values()) or workers
 
-# %% ../nbs/13_sweep.ipynb #3c74d4dd
+# %% ../nbs/13_sweep.ipynb #5b40cb5e
 def state_of(
     folder: Path,  # of a run
 ) -> str:  # done, failed or open
@@ -396,7 +397,7 @@ def plan(
     head = {"key": [run.key for run in runs], "state": [state_of(folder) for folder in folders], "seconds": seconds}
     return pd.concat([pd.DataFrame(head), varied], axis=1)
 
-# %% ../nbs/13_sweep.ipynb #ec0e3217
+# %% ../nbs/13_sweep.ipynb #c1dcc5aa
 def collect(
     folder: str | os.PathLike,  # of a sweep
 ) -> pd.DataFrame:  # run, template, what is varied, seed, record, metric, value
@@ -429,7 +430,7 @@ def write_table(
     "Write a table as Parquet, atomically; pandas, polars and DuckDB read it."
     return write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
 
-# %% ../nbs/13_sweep.ipynb #74cb82c2
+# %% ../nbs/13_sweep.ipynb #a4707596
 @dataclass(frozen=True)
 class SweepResult:
     "What is there after a sweep."
@@ -483,6 +484,7 @@ def sweep(
     threads: int | None = None,  # of each run; default its share of the cores, and one under Dask
 ) -> SweepResult:  # states, and the table of all that is done
     "Execute what is not done of a grid; raises `ValueError` before anything starts if any of its runs cannot be."
+    need("sweep", "papermill", "psutil", "filelock", "pyarrow")
     planned = checked_runs(grid)
     runs = choose(planned, only)
     workers = check_integer("workers", cores() if workers is None else workers, low=1)
@@ -502,7 +504,7 @@ def sweep(
     write_table(root / "results.parquet", table)
     return SweepResult(grid.folder, outcomes, {run.key: state_of(root / run.key) for run in runs}, table)
 
-# %% ../nbs/13_sweep.ipynb #277500cc
+# %% ../nbs/13_sweep.ipynb #0c1ef27a
 def records_of(
     folder: str | os.PathLike,  # of a sweep
 ) -> pd.DataFrame | None:  # records of its finished experiments; None if its template is not one

@@ -105,3 +105,10 @@ def test_command_line_prints_one_json_object(bare, tmp_path):
     assert result["config"]["dim"] == 3
     assert result["records"][0]["r2_z"] > 0.5
     assert list(tmp_path.iterdir()) == [], "without --out nothing is written"
+
+
+def test_sweep_without_its_extra_says_what_to_install(bare, tmp_path):
+    (tmp_path / "grid.yaml").write_text("template: x.ipynb\n")
+    done = subprocess.run([bare / "cegen", "sweep", tmp_path / "grid.yaml"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "Error: This needs yaml. Install with: pip install 'cegen[sweep]'"

@@ -434,3 +434,36 @@ def test_scientific_notation_is_a_number(tiny, tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(f"template: {tiny(1).template}\naxes: {{product: {{wait: [1e-3, 2.5e-1, 1E2, .5]}}}}")
     assert [run.parameters["wait"] for run in Grid.load(path).runs()] == [0.001, 0.25, 100.0, 0.5]
+
+
+# ---- training
+
+
+def test_training_that_is_killed_goes_on_from_its_checkpoint(tmp_path):
+    base = {
+        "dim": 2,
+        "n_classes": 10,
+        "n_instances": 20,
+        "batch_size": 64,
+        "steps": 4000,
+        "eval_every": 100,
+        "n_test": 100,
+    }
+    grid = Grid("resumed", ROOT / "nbs" / "experiments" / "identify.ipynb", base, seeds=(0,), out=tmp_path / "runs")
+    curve = grid.folder / grid.runs()[0].key / "seed0.csv"
+    file = as_file(grid, tmp_path / "resumed.yaml")
+    process = command(file)
+    wait_until(lambda: curve.exists() and len(pd.read_csv(curve)) >= 5, seconds=120)
+    process.kill()
+    process.communicate()
+    wait_until(lambda: kernels_in(grid.folder) == [], seconds=10)
+    before = pd.read_csv(curve)
+    assert before.step.max() < 4000
+    output, _ = command(file).communicate(timeout=300)
+    assert "1 done" in output
+    after = pd.read_csv(curve)
+    assert list(after.step) == list(range(100, 4001, 100))
+    kept = len(before) - 1  # the last row may have been written a moment before its checkpoint
+    pd.testing.assert_frame_equal(
+        after.head(kept), before.head(kept)
+    )  # the seconds too: those steps were not taken again
