@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAILURE', 'EXECUTED', 'failure_of', 'end_with_parent', 'main']
 
-# %% ../nbs/12_execute.ipynb #3ccee2ae
+# %% ../nbs/12_execute.ipynb #2acf9a77
 import json
 import os
 import re
@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-# %% ../nbs/12_execute.ipynb #326f0880
+# %% ../nbs/12_execute.ipynb #64ac8f85
 FAILURE = "failure.json"  # left by a notebook that raised an error
 EXECUTED = "executed.ipynb"  # the notebook with its outputs, written after each cell
 
@@ -28,7 +28,7 @@ def failure_of(
     name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
     return {"error": f"{name}: {message}", "cell": getattr(error, "exec_count", None), "traceback": re.sub(r"\x1b\[[\d;]*m", "", "\n".join(lines))}
 
-# %% ../nbs/12_execute.ipynb #d6f745e7
+# %% ../nbs/12_execute.ipynb #adf95b3f
 def end_with_parent() -> None:
     "Wait until the process that started this one is gone, then end the kernel and this process."
     import psutil

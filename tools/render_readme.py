@@ -26,7 +26,7 @@ def prose(text: str) -> str:
     "Markdown for a reader outside of the site: no Quarto fences and attributes, links that start at the repository."
     text = re.sub(r"^:::.*\n?", "", text, flags=re.MULTILINE)
     text = re.sub(r"(?<=[)\]\w])\s?\{[#.][^}]*\}", "", text)
-    text = re.sub(r"\]\((?=(?:images|theory|experiments|reports)/|[\w-]+\.ipynb)", "](nbs/", text)
+    text = re.sub(r"\]\((?=(?:images|theory|tutorials|experiments|reports)/|[\w-]+\.ipynb)", "](nbs/", text)
     text = re.sub(r"\]\(\.\./", "](", text)
     return re.sub(r'(<img\b[^>]*\bsrc=")(?=images/)', r"\1nbs/", text).strip()
 
