@@ -8,10 +8,11 @@ __all__ = ['RUN_FILES', 'Execute', 'CLUSTERS', 'Start', 'PAPER', 'read_json', 'i
            'on_cluster', 'connected', 'backend', 'state_of', 'checked_runs', 'choose', 'plan', 'collect', 'write_table',
            'SweepResult', 'follow', 'sweep', 'records_of', 'markdown_table', 'write_report']
 
-# %% ../nbs/13_sweep.ipynb #6fa9e70f
+# %% ../nbs/13_sweep.ipynb #ac470ed6
 import errno
 import importlib
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -37,7 +38,7 @@ from .grid import Grid, Run
 from .report import beside_paper, over_seeds, plot_sweep, read_records
 from .run import Config
 
-# %% ../nbs/13_sweep.ipynb #c9267f96
+# %% ../nbs/13_sweep.ipynb #25bcf410
 RUN_FILES = ("config.json", "env.json", "metrics.json", EXECUTED)
 
 
@@ -91,7 +92,7 @@ def cores() -> int:
     "Processor cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-# %% ../nbs/13_sweep.ipynb #c4ff612d
+# %% ../nbs/13_sweep.ipynb #fd660830
 @dataclass(frozen=True)
 class Outcome:
     "How a run ended."
@@ -179,7 +180,7 @@ def execute_once(
     full = os.strerror(errno.ENOSPC) in failure["traceback"]
     return Outcome(run.key, "stopped" if full else "failed", failure["error"], failure["traceback"], seconds)
 
-# %% ../nbs/13_sweep.ipynb #4af2d4c1
+# %% ../nbs/13_sweep.ipynb #aae127aa
 @contextmanager
 def locked(
     folder: Path,  # of a run; made if it is not there
@@ -243,7 +244,7 @@ def _execute_locked(run: Run, folder: Path, cwd: Path, limits: Limits, stopping:
         write_json(folder / "FAILED", {"error": outcome.message, "traceback": outcome.traceback, "tries": tries})
     return outcome
 
-# %% ../nbs/13_sweep.ipynb #1408febb
+# %% ../nbs/13_sweep.ipynb #6ebe6224
 Execute = Callable[..., Outcome]
 
 
@@ -282,7 +283,7 @@ def on_cluster(
     finally:
         client.cancel(list(futures))
 
-# %% ../nbs/13_sweep.ipynb #0373991b
+# %% ../nbs/13_sweep.ipynb #ea65ab2d
 CLUSTERS = {
     "local": ("distributed", "LocalCluster"),
     "slurm": ("dask_jobqueue", "SLURMCluster"),
@@ -316,7 +317,8 @@ def connected(
         start = getattr(importlib.import_module(module), name)
     except ImportError as error:
         raise invalid("cluster", cluster, "one whose package is installed", f"pip install {module.split('.')[0].replace('_', '-')}") from error
-    one_each = {"n_workers": workers, "threads_per_worker": 1} if cluster == "local" else {}
+    # Workers that take a moment to close are no news; those of a real cluster log where its configuration says.
+    one_each = {"n_workers": workers, "threads_per_worker": 1, "silence_logs": logging.ERROR} if cluster == "local" else {}
     with start(**one_each) as started:
         if cluster != "local":
             started.scale(workers)
@@ -342,7 +344,7 @@ def backend(
         with connected(scheduler, cluster, workers) as client:
             yield partial(on_cluster, client=client), sum(client.nthreads().values()) or workers
 
-# %% ../nbs/13_sweep.ipynb #5b40cb5e
+# %% ../nbs/13_sweep.ipynb #6d22062d
 def state_of(
     folder: Path,  # of a run
 ) -> str:  # done, failed or open
@@ -397,7 +399,7 @@ def plan(
     head = {"key": [run.key for run in runs], "state": [state_of(folder) for folder in folders], "seconds": seconds}
     return pd.concat([pd.DataFrame(head), varied], axis=1)
 
-# %% ../nbs/13_sweep.ipynb #c1dcc5aa
+# %% ../nbs/13_sweep.ipynb #3e261f43
 def collect(
     folder: str | os.PathLike,  # of a sweep
 ) -> pd.DataFrame:  # run, template, what is varied, seed, record, metric, value
@@ -430,7 +432,7 @@ def write_table(
     "Write a table as Parquet, atomically; pandas, polars and DuckDB read it."
     return write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
 
-# %% ../nbs/13_sweep.ipynb #a4707596
+# %% ../nbs/13_sweep.ipynb #42a3d3e2
 @dataclass(frozen=True)
 class SweepResult:
     "What is there after a sweep."
@@ -504,7 +506,7 @@ def sweep(
     write_table(root / "results.parquet", table)
     return SweepResult(grid.folder, outcomes, {run.key: state_of(root / run.key) for run in runs}, table)
 
-# %% ../nbs/13_sweep.ipynb #0c1ef27a
+# %% ../nbs/13_sweep.ipynb #39c6b5a7
 def records_of(
     folder: str | os.PathLike,  # of a sweep
 ) -> pd.DataFrame | None:  # records of its finished experiments; None if its template is not one
