@@ -8,7 +8,7 @@ __all__ = ['RUN_FILES', 'Execute', 'CLUSTERS', 'Start', 'PAPER', 'read_json', 'i
            'on_cluster', 'connected', 'backend', 'state_of', 'checked_runs', 'choose', 'plan', 'collect', 'write_table',
            'SweepResult', 'follow', 'sweep', 'records_of', 'markdown_table', 'write_report']
 
-# %% ../nbs/13_sweep.ipynb #ac470ed6
+# %% ../nbs/13_sweep.ipynb #4d74b60c
 import errno
 import importlib
 import json
@@ -38,7 +38,7 @@ from .grid import Grid, Run
 from .report import beside_paper, over_seeds, plot_sweep, read_records
 from .run import Config
 
-# %% ../nbs/13_sweep.ipynb #25bcf410
+# %% ../nbs/13_sweep.ipynb #2f3aead1
 RUN_FILES = ("config.json", "env.json", "metrics.json", EXECUTED)
 
 
@@ -92,7 +92,7 @@ def cores() -> int:
     "Processor cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-# %% ../nbs/13_sweep.ipynb #fd660830
+# %% ../nbs/13_sweep.ipynb #bf3f8ab2
 @dataclass(frozen=True)
 class Outcome:
     "How a run ended."
@@ -180,7 +180,7 @@ def execute_once(
     full = os.strerror(errno.ENOSPC) in failure["traceback"]
     return Outcome(run.key, "stopped" if full else "failed", failure["error"], failure["traceback"], seconds)
 
-# %% ../nbs/13_sweep.ipynb #aae127aa
+# %% ../nbs/13_sweep.ipynb #252a6f51
 @contextmanager
 def locked(
     folder: Path,  # of a run; made if it is not there
@@ -244,7 +244,7 @@ def _execute_locked(run: Run, folder: Path, cwd: Path, limits: Limits, stopping:
         write_json(folder / "FAILED", {"error": outcome.message, "traceback": outcome.traceback, "tries": tries})
     return outcome
 
-# %% ../nbs/13_sweep.ipynb #6ebe6224
+# %% ../nbs/13_sweep.ipynb #3b29f685
 Execute = Callable[..., Outcome]
 
 
@@ -283,7 +283,7 @@ def on_cluster(
     finally:
         client.cancel(list(futures))
 
-# %% ../nbs/13_sweep.ipynb #ea65ab2d
+# %% ../nbs/13_sweep.ipynb #2557a14c
 CLUSTERS = {
     "local": ("distributed", "LocalCluster"),
     "slurm": ("dask_jobqueue", "SLURMCluster"),
@@ -344,7 +344,7 @@ def backend(
         with connected(scheduler, cluster, workers) as client:
             yield partial(on_cluster, client=client), sum(client.nthreads().values()) or workers
 
-# %% ../nbs/13_sweep.ipynb #6d22062d
+# %% ../nbs/13_sweep.ipynb #79414399
 def state_of(
     folder: Path,  # of a run
 ) -> str:  # done, failed or open
@@ -399,7 +399,7 @@ def plan(
     head = {"key": [run.key for run in runs], "state": [state_of(folder) for folder in folders], "seconds": seconds}
     return pd.concat([pd.DataFrame(head), varied], axis=1)
 
-# %% ../nbs/13_sweep.ipynb #3e261f43
+# %% ../nbs/13_sweep.ipynb #2eb2a375
 def collect(
     folder: str | os.PathLike,  # of a sweep
 ) -> pd.DataFrame:  # run, template, what is varied, seed, record, metric, value
@@ -432,7 +432,7 @@ def write_table(
     "Write a table as Parquet, atomically; pandas, polars and DuckDB read it."
     return write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
 
-# %% ../nbs/13_sweep.ipynb #42a3d3e2
+# %% ../nbs/13_sweep.ipynb #52cf8b89
 @dataclass(frozen=True)
 class SweepResult:
     "What is there after a sweep."
@@ -506,7 +506,7 @@ def sweep(
     write_table(root / "results.parquet", table)
     return SweepResult(grid.folder, outcomes, {run.key: state_of(root / run.key) for run in runs}, table)
 
-# %% ../nbs/13_sweep.ipynb #39c6b5a7
+# %% ../nbs/13_sweep.ipynb #3fb9bdad
 def records_of(
     folder: str | os.PathLike,  # of a sweep
 ) -> pd.DataFrame | None:  # records of its finished experiments; None if its template is not one
@@ -547,7 +547,7 @@ def write_report(
     means = over_seeds(table)
     write_atomically(out / "means.csv", lambda temporary: means.to_csv(temporary, index=False))
     several = [name for name in means.columns[: list(means.columns).index("metric")] if means[name].nunique() > 1 and name != "record"]
-    parts = [f"# {read_json(Path(folder) / 'sweep.json')['name']}", f"{table.run.nunique()} finished runs; means over seeds with 95 % intervals.",
+    parts = [f"# {read_json(Path(folder) / 'sweep.json')['name']}", f"Finished runs: {table.run.nunique()}. Means over seeds with 95 % intervals.",
              markdown_table(means[means.metric.isin(shown)].drop(columns="template"))]  # fmt: skip
     if several:
         figure = plot_sweep(table, several[0], shown[0], several[1] if len(several) > 1 else None)

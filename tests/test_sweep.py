@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -20,7 +21,8 @@ from hypothesis import strategies as st
 
 from cegen.execute import EXECUTED
 from cegen.grid import Grid, expand, read_template
-from cegen.sweep import collect, execute_run, is_done, plan, state_of, sweep
+from cegen.report import interval
+from cegen.sweep import collect, execute_run, is_done, plan, state_of, sweep, write_report
 
 ROOT = Path(__file__).resolve().parent.parent
 CEGEN = Path(sys.executable).parent / "cegen"
@@ -467,3 +469,34 @@ def test_training_that_is_killed_goes_on_from_its_checkpoint(tmp_path):
     pd.testing.assert_frame_equal(
         after.head(kept), before.head(kept)
     )  # the seconds too: those steps were not taken again
+
+
+# ---- the report
+
+
+def test_report_holds_means_a_figure_and_no_run_that_is_not_done(copied, tmp_path):
+    grid, run = copied
+    (run / "DONE").unlink()
+    done = subprocess.run([CEGEN, "report", grid.folder, "--out", tmp_path / "report"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert text.startswith("# finished\n") and "Finished runs: 1." in text and "| 2 | y | 2 | – | – | 1 |" in text
+    assert list(pd.read_csv(tmp_path / "report" / "means.csv")["mean"]) == [2.0]
+    shown = subprocess.run([CEGEN, "report", grid.folder], capture_output=True, text=True)
+    assert shown.returncode == 0 and shown.stdout.split()[:2] == ["template", "x"]
+
+
+def test_report_of_an_unfinished_sweep_is_refused(copied, tmp_path):
+    grid, _ = copied
+    for mark in grid.folder.glob("*/DONE"):
+        mark.unlink()
+    with pytest.raises(ValueError, match="at least one finished run"):
+        write_report(grid.folder, tmp_path / "report")
+
+
+def test_interval_covers_the_mean_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(size=(4000, 4))
+    bounds = np.array([interval(row) for row in draws])
+    assert np.allclose(bounds[:, 0], draws.mean(axis=1))
+    covered = np.mean((bounds[:, 1] <= 0) & (bounds[:, 2] >= 0))
+    assert abs(covered - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 4000)
