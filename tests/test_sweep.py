@@ -83,8 +83,13 @@ def as_file(grid: Grid, path: Path) -> Path:
 
 
 def command(*arguments) -> subprocess.Popen:
+    "`cegen sweep` as a terminal starts it: where tests run in the background, SIGINT may be ignored."
     return subprocess.Popen(
-        [str(CEGEN), "sweep", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [str(CEGEN), "sweep", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
