@@ -39,7 +39,7 @@ class CheckpointError(ValueError):
 class AssumptionViolated(ValueError):
     "A condition of the theorem does not hold or could not be checked; the message names each."
 
-
+# %% ../nbs/00_core.ipynb #51279335
 class MissingExtra(ImportError):
     "A package that only some uses of cegen need is not installed; the message says which extra brings it."
 

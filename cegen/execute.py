@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['FAILURE', 'EXECUTED', 'failure_of', 'end_with_parent', 'main']
 
-# %% ../nbs/12_execute.ipynb #2acf9a77
+# %% ../nbs/12_execute.ipynb #e0464dba
 import json
 import os
 import re
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-# %% ../nbs/12_execute.ipynb #64ac8f85
+# %% ../nbs/12_execute.ipynb #800492e0
 FAILURE = "failure.json"  # left by a notebook that raised an error
 EXECUTED = "executed.ipynb"  # the notebook with its outputs, written after each cell
 
@@ -28,15 +29,18 @@ def failure_of(
     name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
     return {"error": f"{name}: {message}", "cell": getattr(error, "exec_count", None), "traceback": re.sub(r"\x1b\[[\d;]*m", "", "\n".join(lines))}
 
-# %% ../nbs/12_execute.ipynb #adf95b3f
+# %% ../nbs/12_execute.ipynb #3f65aca2
 def end_with_parent() -> None:
     "Wait until the process that started this one is gone, then end the kernel and this process."
     import psutil
 
     os.read(0, 1)  # of the pipe itself: a buffered reader would block the interpreter's shutdown
-    for child in psutil.Process().children(recursive=True):
-        child.kill()
-    os._exit(1)
+    try:
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # it may end by itself in this very moment
+                child.kill()
+    finally:
+        os._exit(1)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@
 __all__ = ['COMPUTED', 'KINDS', 'AXES', 'Template', 'read_template', 'check_parameter', 'expand', 'Run', 'make_run', 'Grid',
            'seed_parameter']
 
-# %% ../nbs/12_grid.ipynb #4ae060dd
+# %% ../nbs/12_grid.ipynb #9293dfa6
 import ast
 import hashlib
 import itertools
@@ -21,7 +21,7 @@ from typing import Any
 import cegen
 from .core import check_choice, check_integer, check_real, invalid, need
 
-# %% ../nbs/12_grid.ipynb #7d1582ea
+# %% ../nbs/12_grid.ipynb #c0b62f60
 COMPUTED = object()  # the default of a parameter that is computed in the cell: any value may take its place
 
 
@@ -63,7 +63,7 @@ def read_template(
     digest = hashlib.sha256(json.dumps([source for source, _ in code]).encode()).hexdigest()
     return Template(path, dict(_assignments(tagged[0])), digest)
 
-# %% ../nbs/12_grid.ipynb #1ed3c2c6
+# %% ../nbs/12_grid.ipynb #7adc7c97
 KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"), int: ((int,), "an integer"), float: ((int, float), "a number"),
     str: ((str,), "a string"), list: ((list, tuple), "a list"), dict: ((dict,), "a mapping"),
@@ -86,7 +86,7 @@ def check_parameter(
         raise invalid(name, value, f"{words}, as the default {default!r} in {template.path.name}")
     return float(value) if kind is float else value  # type: ignore[arg-type]
 
-# %% ../nbs/12_grid.ipynb #0748d9c4
+# %% ../nbs/12_grid.ipynb #ea1e5185
 AXES = ("product", "zip", "list")
 
 
@@ -123,7 +123,7 @@ def expand(
         combinations.append({name: value for part in parts for name, value in part.items()})
     return combinations
 
-# %% ../nbs/12_grid.ipynb #5be6c6fa
+# %% ../nbs/12_grid.ipynb #262aa8d1
 @dataclass(frozen=True)
 class Run:
     "One planned execution of a template."
@@ -156,7 +156,7 @@ def make_run(
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     return Run(template.path, parameters, dict(varied), key, "out" in template.defaults)
 
-# %% ../nbs/12_grid.ipynb #c1da75de
+# %% ../nbs/12_grid.ipynb #3e28172c
 def _yaml_loader() -> Any:
     "PyYAML's safe loader, which also reads 1e-3 as the number that it is (YAML 1.1 takes it for a string)."
     need("sweep", "yaml")

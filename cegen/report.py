@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIELDS', 'CONFIGURATION', 'DETAILS', 'PAPERS_OWN', 'make_record', 'write_records', 'read_records', 'paper_table',
            'beside_paper', 'summary', 'plotting', 'plot_sphere', 'plot_history', 'plot_recovery', 'interval',
-           'over_seeds', 'plot_sweep']
+           'over_seeds', 'plot_sweep', 'plot_combinations']
 
 # %% ../nbs/11_report.ipynb #264b0a5c
 import io
@@ -411,6 +411,9 @@ def plot_sweep(
     for name in (x, *([hue] if hue else [])):
         check_choice("column", name, list(table.columns))
     means = over_seeds(table, [metric])
+    if means.duplicated([x, *([hue] if hue else [])]).any():
+        fix = "Filter the table, or use plot_combinations."
+        raise invalid("table", f"with several means for one {' and '.join(filter(None, (x, hue)))}", "one in which nothing else is varied", fix)
     plt, sns = plotting()
     figure, axes = plt.subplots(figsize=(4.4, 3.2), dpi=80, layout="constrained")
     groups = list(means.groupby(hue, sort=False)) if hue else [(None, means)]
@@ -423,6 +426,28 @@ def plot_sweep(
     if hue:
         axes.legend(fontsize=8, frameon=False)
     axes.set(xlabel=x.replace("_", " "), ylabel=metric.replace("_", " "))
+    axes.set_title(f"mean over {means.n.max():.0f} seeds, 95 % interval", fontsize=9)
+    sns.despine(figure)
+    plt.close(figure)
+    return figure
+
+# %% ../nbs/11_report.ipynb #b3ad508a
+def plot_combinations(
+    table: pd.DataFrame,  # tidy
+    metric: str = "r2_z",  # what to show
+) -> Any:  # a matplotlib Figure
+    "Mean over seeds with its 95 % interval, a line for each combination of what was varied."
+    means = over_seeds(table, [metric])
+    names = [name for name in means.columns[: list(means.columns).index("metric")] if means[name].nunique(dropna=False) > 1]
+    labels = [", ".join(f"{name} {row[name]:g}" if isinstance(row[name], float) else f"{name} {row[name]}"
+                        for name in names if pd.notna(row[name])) for _, row in means.iterrows()]  # fmt: skip
+    plt, sns = plotting()
+    figure, axes = plt.subplots(figsize=(7, 1 + 0.22 * len(means)), dpi=80, layout="constrained")
+    lines = range(len(means))
+    axes.errorbar(means["mean"], lines, xerr=means["mean"] - means.low.fillna(means["mean"]), fmt="o", markersize=4, capsize=3)
+    axes.set_yticks(lines, labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(metric.replace("_", " "))
     axes.set_title(f"mean over {means.n.max():.0f} seeds, 95 % interval", fontsize=9)
     sns.despine(figure)
     plt.close(figure)

@@ -8,7 +8,7 @@ __all__ = ['RUN_FILES', 'Execute', 'CLUSTERS', 'Start', 'PAPER', 'read_json', 'i
            'on_cluster', 'connected', 'backend', 'state_of', 'checked_runs', 'choose', 'plan', 'collect', 'write_table',
            'SweepResult', 'follow', 'sweep', 'records_of', 'markdown_table', 'write_report']
 
-# %% ../nbs/13_sweep.ipynb #4d74b60c
+# %% ../nbs/13_sweep.ipynb #d83f6fae
 import errno
 import importlib
 import json
@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib.metadata import version
@@ -35,10 +35,10 @@ import cegen
 from .core import check_choice, check_integer, check_writable, invalid, need, write_atomically, write_json
 from .execute import EXECUTED, FAILURE
 from .grid import Grid, Run
-from .report import beside_paper, over_seeds, plot_sweep, read_records
+from .report import beside_paper, over_seeds, plot_combinations, plot_sweep, read_records
 from .run import Config
 
-# %% ../nbs/13_sweep.ipynb #2f3aead1
+# %% ../nbs/13_sweep.ipynb #e902f3b8
 RUN_FILES = ("config.json", "env.json", "metrics.json", EXECUTED)
 
 
@@ -92,7 +92,7 @@ def cores() -> int:
     "Processor cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-# %% ../nbs/13_sweep.ipynb #bf3f8ab2
+# %% ../nbs/13_sweep.ipynb #11f45708
 @dataclass(frozen=True)
 class Outcome:
     "How a run ended."
@@ -119,16 +119,13 @@ def kill_tree(
     "End a process and its descendants at once."
     import psutil
 
-    try:
+    tree: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
         tree = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        tree = []
     process.kill()
     for child in tree:
-        try:
+        with suppress(psutil.NoSuchProcess):  # it may end by itself in this very moment
             child.kill()
-        except psutil.NoSuchProcess:
-            continue
 
 
 def wait_for(
@@ -180,7 +177,7 @@ def execute_once(
     full = os.strerror(errno.ENOSPC) in failure["traceback"]
     return Outcome(run.key, "stopped" if full else "failed", failure["error"], failure["traceback"], seconds)
 
-# %% ../nbs/13_sweep.ipynb #252a6f51
+# %% ../nbs/13_sweep.ipynb #46111113
 @contextmanager
 def locked(
     folder: Path,  # of a run; made if it is not there
@@ -244,7 +241,7 @@ def _execute_locked(run: Run, folder: Path, cwd: Path, limits: Limits, stopping:
         write_json(folder / "FAILED", {"error": outcome.message, "traceback": outcome.traceback, "tries": tries})
     return outcome
 
-# %% ../nbs/13_sweep.ipynb #3b29f685
+# %% ../nbs/13_sweep.ipynb #493285cf
 Execute = Callable[..., Outcome]
 
 
@@ -283,7 +280,7 @@ def on_cluster(
     finally:
         client.cancel(list(futures))
 
-# %% ../nbs/13_sweep.ipynb #2557a14c
+# %% ../nbs/13_sweep.ipynb #37adec38
 CLUSTERS = {
     "local": ("distributed", "LocalCluster"),
     "slurm": ("dask_jobqueue", "SLURMCluster"),
@@ -297,10 +294,10 @@ CLUSTERS = {
 @contextmanager
 def connected(
     scheduler: str | None,  # address of a Dask scheduler
-    cluster: str | None,  # or the kind of cluster to start
+    cluster: str | None,  # or the kind of cluster to start, one of CLUSTERS
     workers: int,  # how many, in a cluster that we start
 ) -> Iterator[Any]:  # a `distributed.Client`
-    "A client of a cluster, closed at the end; raises `ValueError` if nobody answers or the kind is unknown."
+    "A client of a cluster, closed at the end; raises `ValueError` if nobody answers or a package is missing."
     need("sweep", "distributed")
     from distributed import Client
 
@@ -312,7 +309,7 @@ def connected(
         with client:
             yield client
         return
-    module, name = CLUSTERS[check_choice("cluster", cluster, CLUSTERS)]
+    module, name = CLUSTERS[str(cluster)]
     try:
         start = getattr(importlib.import_module(module), name)
     except ImportError as error:
@@ -338,13 +335,11 @@ def backend(
     "Where runs are executed."
     if scheduler is None and cluster is None:
         yield partial(on_this_machine, workers=workers), workers
-    elif scheduler is not None and cluster is not None:
-        raise invalid("cluster", cluster, "left out beside a scheduler", "The scheduler has its cluster.")
     else:
         with connected(scheduler, cluster, workers) as client:
             yield partial(on_cluster, client=client), sum(client.nthreads().values()) or workers
 
-# %% ../nbs/13_sweep.ipynb #79414399
+# %% ../nbs/13_sweep.ipynb #93fd59d7
 def state_of(
     folder: Path,  # of a run
 ) -> str:  # done, failed or open
@@ -399,7 +394,7 @@ def plan(
     head = {"key": [run.key for run in runs], "state": [state_of(folder) for folder in folders], "seconds": seconds}
     return pd.concat([pd.DataFrame(head), varied], axis=1)
 
-# %% ../nbs/13_sweep.ipynb #2eb2a375
+# %% ../nbs/13_sweep.ipynb #b4970b09
 def collect(
     folder: str | os.PathLike,  # of a sweep
 ) -> pd.DataFrame:  # run, template, what is varied, seed, record, metric, value
@@ -432,7 +427,7 @@ def write_table(
     "Write a table as Parquet, atomically; pandas, polars and DuckDB read it."
     return write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
 
-# %% ../nbs/13_sweep.ipynb #52cf8b89
+# %% ../nbs/13_sweep.ipynb #12ff26a6
 @dataclass(frozen=True)
 class SweepResult:
     "What is there after a sweep."
@@ -487,6 +482,10 @@ def sweep(
 ) -> SweepResult:  # states, and the table of all that is done
     "Execute what is not done of a grid; raises `ValueError` before anything starts if any of its runs cannot be."
     need("sweep", "papermill", "psutil", "filelock", "pyarrow")
+    if cluster is not None:
+        check_choice("cluster", cluster, CLUSTERS)
+        if scheduler is not None:
+            raise invalid("cluster", cluster, "left out beside a scheduler", "The scheduler has its cluster.")
     planned = checked_runs(grid)
     runs = choose(planned, only)
     workers = check_integer("workers", cores() if workers is None else workers, low=1)
@@ -500,13 +499,15 @@ def sweep(
     execute = partial(execute_run, root=root, cwd=Path.cwd(), limits=limits)
     hidden = os.environ.get("CEGEN_PROGRESS", "1") == "0"
     with tqdm(total=len(runs), initial=len(runs) - len(todo), desc=grid.name, unit="run", mininterval=1, disable=hidden) as bar:
-        with backend(workers, scheduler, cluster) as (start, width):
-            outcomes = list(follow(todo, start, execute, bar, width))
+        outcomes = []
+        if todo:  # no cluster is started for nothing
+            with backend(workers, scheduler, cluster) as (start, width):
+                outcomes = list(follow(todo, start, execute, bar, width))
     table = collect(root)
     write_table(root / "results.parquet", table)
     return SweepResult(grid.folder, outcomes, {run.key: state_of(root / run.key) for run in runs}, table)
 
-# %% ../nbs/13_sweep.ipynb #3fb9bdad
+# %% ../nbs/13_sweep.ipynb #2b93dd9e
 def records_of(
     folder: str | os.PathLike,  # of a sweep
 ) -> pd.DataFrame | None:  # records of its finished experiments; None if its template is not one
@@ -550,9 +551,10 @@ def write_report(
     parts = [f"# {read_json(Path(folder) / 'sweep.json')['name']}", f"Finished runs: {table.run.nunique()}. Means over seeds with 95 % intervals.",
              markdown_table(means[means.metric.isin(shown)].drop(columns="template"))]  # fmt: skip
     if several:
-        figure = plot_sweep(table, several[0], shown[0], several[1] if len(several) > 1 else None)
+        two = len(several) <= 2 and table.record.nunique() < 2
+        figure = plot_sweep(table, several[0], shown[0], *several[1:]) if two else plot_combinations(table, shown[0])
         write_atomically(out / "figure.png", lambda temporary: figure.savefig(temporary, format="png", dpi=120))
-        parts.append(f"![{shown[0]} by {several[0]}](figure.png)")
+        parts.append(f"![{shown[0]} by {', '.join(several)}](figure.png)")
     if records is not None:
         parts += ["## Beside the paper", markdown_table(beside_paper(records)[PAPER])]
     return write_atomically(out / "report.md", lambda temporary: temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8"))

@@ -11,12 +11,14 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pandas as pd
 import scipy.stats
@@ -38,9 +40,11 @@ from cegen import (
     probe,
 )
 from cegen.core import random_stream, write_json
+from cegen.grid import Grid
 from cegen.model import SampledHead
 from cegen.objective import get_objective
 from cegen.run import make_model, make_source
+from cegen.sweep import RUN_FILES, checked_runs, collect, plan, sweep, write_table
 from cegen.train import Settings, alone, start, start_run, training_step
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -376,7 +380,61 @@ def many(steps: int = 100) -> list[dict]:
     return rows
 
 
+EMPTY = (
+    "x = 0.0\nout = '.'",
+    "import json, pathlib\n_ = (pathlib.Path(out) / 'result.json').write_text(json.dumps({'records': [{'y': x}]}))",
+)
+
+
+def probe_sweep(runs: int = 16, planned: int = 10_000, metrics: int = 20) -> list[dict]:
+    "What a run costs beyond its notebook, and what planning and collecting very many cost."
+    rows = [{"what": "resident memory after imports, MB", "value": peak() / MEGABYTE}]
+    with tempfile.TemporaryDirectory() as place:
+        template, out = Path(place) / "empty.ipynb", Path(place) / "runs"
+        parameters, body = map(nbformat.v4.new_code_cell, EMPTY)
+        parameters.metadata["tags"] = ["parameters"]
+        kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+        nbformat.write(nbformat.v4.new_notebook(cells=[parameters, body], metadata=kernel), template)
+        grid = Grid("bench", template, axes={"product": {"x": [float(k) for k in range(runs)]}}, out=out)
+        result = sweep(grid, workers=2)
+        assert result.n_unfinished == 0
+        rows.append({"what": "seconds of an empty run, two at a time", "value": float(plan(grid).seconds.median())})
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        rows.append({"what": "processor seconds of an empty run", "value": (used.ru_utime + used.ru_stime) / runs})
+        many = Grid(
+            "many", template, axes={"product": {"x": [float(k) for k in range(planned)]}}, out=Path(place) / "many"
+        )
+        rows.append(
+            {"what": f"seconds to plan {planned:,} runs", "value": seconds(lambda: checked_runs(many), repeat=1)}
+        )
+        finished_runs(many, grid.folder / grid.runs()[0].key, metrics)
+        begin = time.perf_counter()
+        table = collect(many.folder)
+        write_table(many.folder / "results.parquet", table)
+        rows.append(
+            {"what": f"seconds to collect {planned:,} runs, {len(table):,} rows", "value": time.perf_counter() - begin}
+        )
+        rows.append({"what": "peak resident memory, MB", "value": peak() / MEGABYTE})
+    return rows
+
+
+def finished_runs(grid: Grid, like: Path, metrics: int) -> None:
+    "The folder of a sweep whose runs have all ended as one has, with more numbers."
+    runs, numbers = grid.runs(), {f"metric_{k}": float(k) for k in range(metrics)}
+    listed = [{"key": run.key, "template": run.template.stem, "varied": dict(run.varied)} for run in runs]
+    write_json(grid.folder / "sweep.json", {"name": grid.name, "runs": listed})
+    files = {name: (like / name).read_bytes() for name in RUN_FILES} | {
+        "metrics.json": json.dumps({"metrics": [numbers]}).encode()
+    }
+    done = json.dumps({"seconds": 1.0, "sizes": {name: len(content) for name, content in files.items()}}).encode()
+    for run in runs:
+        (grid.folder / run.key).mkdir()
+        for name, content in (files | {"DONE": done}).items():
+            (grid.folder / run.key / name).write_bytes(content)
+
+
 PROBES = {
+    "sweep": probe_sweep,
     "memory": lambda: probe_memory(),
     "scaling": lambda dim, n, case, softmax: probe_scaling(int(dim), int(n), case, softmax),
 }
@@ -388,6 +446,7 @@ TOPICS = {
     "scaling": (scaling, "A step at batch 512, and its memory beside W and the optimiser's moments"),
     "imports": (imports, "Import time in a fresh process"),
     "many": (many, "Runs of 2,000 steps a minute"),
+    "sweep": (lambda: in_process("sweep"), "Sweeps of very many runs"),
 }
 
 

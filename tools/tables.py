@@ -21,7 +21,7 @@ from cegen.sweep import checked_runs, is_done, sweep
 ROOT = Path(__file__).resolve().parent.parent
 GRIDS, DONE = ROOT / "nbs" / "experiments" / "grids", ROOT / "results" / "tables"
 KEYS = ["n_instances", "dim", "n_classes", "conditional", "concentration", "g_law", "case"]
-# What may differ between two runs of a row without making them different experiments.
+# Parameters that a record need not share with its row: how it was watched, and κ or scale, which it has as its concentration.
 INCIDENTAL = {"seeds", "eval_every", "device", "log", "kappa", "scale"}
 
 
