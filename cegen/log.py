@@ -41,7 +41,7 @@ def tensorboard_log(
     name: str,  # of the run
     config: Mapping[str, Any],  # what defines the run
 ) -> Iterator[Log]:  # adds scalars
-    "A log for TensorBoard, in <folder>/tensorboard/<name>."
+    "A log for TensorBoard, in the folder tensorboard beside the results."
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(Path(folder) / "tensorboard" / name) as writer:
