@@ -11,8 +11,6 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 # Threads that wait asleep: a little slower alone, but several times faster when something else keeps a core busy.
 test test-notebooks test-python: export OMP_WAIT_POLICY := PASSIVE
-# Two notebooks or two workers of pytest at a time: a thread each.
-test test-notebooks test-python: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -57,7 +55,7 @@ in-sync: $(VENV)/.dev  ## notebooks are clean and the package is what they expor
 
 test-notebooks: $(VENV)/.dev  ## execute the reference and theory notebooks and the reports as tests
 	find nbs -name '*.ipynb' -not -path '*/.*' -not -path 'nbs/experiments/*' -not -path 'nbs/tutorials/*' | sort | \
-	  xargs -P 2 -n 1 $(BIN)/nbdev_test --n_workers 0 --do_print --timing --path
+	  OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --n_workers 0 --do_print --timing --path
 
 test-python: $(VENV)/.dev  ## pytest: statistics, resume, project rules, experiments, wheel, site
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations=10
