@@ -58,7 +58,7 @@ test-notebooks: $(VENV)/.dev  ## execute the reference and theory notebooks and 
 	  OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --n_workers 0 --do_print --timing --path
 
 test-python: $(VENV)/.dev  ## pytest: statistics, resume, project rules, experiments, wheel, site
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations=10
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 lab: $(VENV)/.demo  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs

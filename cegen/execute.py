@@ -5,31 +5,29 @@
 # %% auto #0
 __all__ = ['FAILURE', 'EXECUTED', 'failure_of', 'end_with_parent', 'main']
 
-# %% ../nbs/12_execute.ipynb #e0464dba
+# %% ../nbs/12_execute.ipynb #cf6c2d02
 import json
 import os
 import re
 import sys
 import threading
-import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-# %% ../nbs/12_execute.ipynb #800492e0
-FAILURE = "failure.json"  # left by a notebook that raised an error
+# %% ../nbs/12_execute.ipynb #b5005bfa
+FAILURE = "failure.json"  # left by a notebook that raised an error, and by nothing else
 EXECUTED = "executed.ipynb"  # the notebook with its outputs, written after each cell
 
 
 def failure_of(
-    error: Exception,  # raised by papermill
+    error: Any,  # the PapermillExecutionError of a cell
 ) -> dict[str, Any]:  # plain values
     "Error, cell and traceback of a notebook that failed."
-    lines = getattr(error, "traceback", None) or traceback.format_exception(error)
-    name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
-    return {"error": f"{name}: {message}", "cell": getattr(error, "exec_count", None), "traceback": re.sub(r"\x1b\[[\d;]*m", "", "\n".join(lines))}
+    lines = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback))
+    return {"error": f"{error.ename}: {error.evalue}", "cell": error.exec_count, "traceback": lines}
 
-# %% ../nbs/12_execute.ipynb #3f65aca2
+# %% ../nbs/12_execute.ipynb #afac9e18
 def end_with_parent() -> None:
     "Wait until the process that started this one is gone, then end the kernel and this process."
     import psutil
@@ -44,7 +42,7 @@ def end_with_parent() -> None:
 
 
 def main() -> None:
-    "Execute what the file named on the command line asks for; exit status 1 and failure.json if the notebook fails."
+    "Execute what the file named on the command line asks for; failure.json and exit status 1 if it raises an error."
     folder = Path(sys.argv[1]).resolve()
     threading.Thread(target=end_with_parent, daemon=True).start()
     # What papermill would load and no run needs takes a second: a grammar of web addresses, and a door to Hadoop.
@@ -55,6 +53,6 @@ def main() -> None:
     parameters = order["parameters"] | ({"out": str(folder)} if order["has_out"] else {})
     try:
         papermill.execute_notebook(order["template"], folder / EXECUTED, parameters, progress_bar=False, cwd=order["cwd"])
-    except Exception as error:
+    except papermill.PapermillExecutionError as error:
         (folder / FAILURE).write_text(json.dumps(failure_of(error)), encoding="utf-8")
         sys.exit(1)

@@ -8,7 +8,7 @@ __all__ = ['RUN_FILES', 'Execute', 'CLUSTERS', 'Start', 'PAPER', 'read_json', 'i
            'on_cluster', 'connected', 'backend', 'state_of', 'checked_runs', 'choose', 'plan', 'collect', 'write_table',
            'SweepResult', 'follow', 'sweep', 'records_of', 'markdown_table', 'write_report']
 
-# %% ../nbs/13_sweep.ipynb #d83f6fae
+# %% ../nbs/13_sweep.ipynb #abe91cbf
 import errno
 import importlib
 import json
@@ -38,7 +38,7 @@ from .grid import Grid, Run
 from .report import beside_paper, over_seeds, plot_combinations, plot_sweep, read_records
 from .run import Config
 
-# %% ../nbs/13_sweep.ipynb #e902f3b8
+# %% ../nbs/13_sweep.ipynb #31588907
 RUN_FILES = ("config.json", "env.json", "metrics.json", EXECUTED)
 
 
@@ -92,7 +92,7 @@ def cores() -> int:
     "Processor cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-# %% ../nbs/13_sweep.ipynb #11f45708
+# %% ../nbs/13_sweep.ipynb #66628a9a
 @dataclass(frozen=True)
 class Outcome:
     "How a run ended."
@@ -173,11 +173,11 @@ def execute_once(
     failure = read_json(folder / FAILURE)
     if failure is None:
         said = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
-        return Outcome(run.key, "stopped", f"its process ended with status {process.returncode}: {said or 'killed'}", seconds=seconds)
+        return Outcome(run.key, "stopped", f"it was ended from outside: {said or f'status {process.returncode}'}", seconds=seconds)
     full = os.strerror(errno.ENOSPC) in failure["traceback"]
     return Outcome(run.key, "stopped" if full else "failed", failure["error"], failure["traceback"], seconds)
 
-# %% ../nbs/13_sweep.ipynb #46111113
+# %% ../nbs/13_sweep.ipynb #dc400dd9
 @contextmanager
 def locked(
     folder: Path,  # of a run; made if it is not there
@@ -241,7 +241,7 @@ def _execute_locked(run: Run, folder: Path, cwd: Path, limits: Limits, stopping:
         write_json(folder / "FAILED", {"error": outcome.message, "traceback": outcome.traceback, "tries": tries})
     return outcome
 
-# %% ../nbs/13_sweep.ipynb #493285cf
+# %% ../nbs/13_sweep.ipynb #160eb61f
 Execute = Callable[..., Outcome]
 
 
@@ -280,7 +280,7 @@ def on_cluster(
     finally:
         client.cancel(list(futures))
 
-# %% ../nbs/13_sweep.ipynb #37adec38
+# %% ../nbs/13_sweep.ipynb #e39a6cb8
 CLUSTERS = {
     "local": ("distributed", "LocalCluster"),
     "slurm": ("dask_jobqueue", "SLURMCluster"),
@@ -339,7 +339,7 @@ def backend(
         with connected(scheduler, cluster, workers) as client:
             yield partial(on_cluster, client=client), sum(client.nthreads().values()) or workers
 
-# %% ../nbs/13_sweep.ipynb #93fd59d7
+# %% ../nbs/13_sweep.ipynb #8bfb3178
 def state_of(
     folder: Path,  # of a run
 ) -> str:  # done, failed or open
@@ -394,7 +394,7 @@ def plan(
     head = {"key": [run.key for run in runs], "state": [state_of(folder) for folder in folders], "seconds": seconds}
     return pd.concat([pd.DataFrame(head), varied], axis=1)
 
-# %% ../nbs/13_sweep.ipynb #b4970b09
+# %% ../nbs/13_sweep.ipynb #ecffe16d
 def collect(
     folder: str | os.PathLike,  # of a sweep
 ) -> pd.DataFrame:  # run, template, what is varied, seed, record, metric, value
@@ -427,7 +427,7 @@ def write_table(
     "Write a table as Parquet, atomically; pandas, polars and DuckDB read it."
     return write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
 
-# %% ../nbs/13_sweep.ipynb #12ff26a6
+# %% ../nbs/13_sweep.ipynb #b6dcdf06
 @dataclass(frozen=True)
 class SweepResult:
     "What is there after a sweep."
@@ -507,7 +507,7 @@ def sweep(
     write_table(root / "results.parquet", table)
     return SweepResult(grid.folder, outcomes, {run.key: state_of(root / run.key) for run in runs}, table)
 
-# %% ../nbs/13_sweep.ipynb #2b93dd9e
+# %% ../nbs/13_sweep.ipynb #6c3168f0
 def records_of(
     folder: str | os.PathLike,  # of a sweep
 ) -> pd.DataFrame | None:  # records of its finished experiments; None if its template is not one

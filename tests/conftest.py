@@ -24,3 +24,12 @@ def root() -> Path:
 def unchecked(monkeypatch):
     "Shape and type checks off, as users have it, so that a bad argument meets the package's own errors."
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+# The files that take longest, begun first: two workers that take file after file then end at nearly the same time.
+LONGEST = ("test_sweep", "test_notebooks", "test_install", "test_site", "test_train", "test_run")
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))

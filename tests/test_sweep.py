@@ -196,6 +196,19 @@ def test_process_that_is_killed_is_tried_once_more(tiny):
     assert begun(grid) == {0: 2} and n_done(grid) == 1
 
 
+def test_kernel_that_is_killed_is_no_failure_of_the_run(tmp_path):
+    body = ("import json, os, pathlib\nmark = pathlib.Path(out) / 'begun'\nagain = mark.exists()\nmark.touch()\n"
+            "if not again or always:\n    os.kill(os.getpid(), 9)\n"
+            "_ = (pathlib.Path(out) / 'result.json').write_text(json.dumps({'records': [{'y': 1}]}))")  # fmt: skip
+    template = write_notebook(tmp_path / "t.ipynb", "always = False\nout = '.'", body)
+    grid = Grid("kernel", template, axes={"product": {"always": [False, True]}}, out=tmp_path / "runs")
+    result = sweep(grid, workers=2)
+    assert repr(result) == "1 done, 0 failed, 1 open"
+    (done,) = grid.folder.glob("*/DONE")
+    assert json.loads(done.read_text())["tries"] == 2
+    assert "Kernel died" in next(o.message for o in result.outcomes if o.state == "stopped")
+
+
 # ---- what goes wrong with the sweep
 
 
