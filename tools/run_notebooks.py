@@ -16,7 +16,9 @@ NBS = ROOT / "nbs"
 def default_notebooks() -> list[Path]:
     "What the site shows executed; experiments are templates without outputs."
     return [
-        path for folder in (".", "theory", "tutorials", "reports") for path in sorted(NBS.glob(f"{folder}/*.ipynb"))
+        path
+        for folder in (".", "images", "theory", "tutorials", "reports")
+        for path in sorted(NBS.glob(f"{folder}/*.ipynb"))
     ]
 
 
