@@ -443,3 +443,53 @@ def test_shapes_in_the_signatures_are_true_and_checked_here():
             score(*arrays)
         with pytest.raises(jaxtyping.TypeCheckError):
             probe.r2_affine(arrays[0], arrays[1][:-1], *arrays[2:])
+
+
+def test_ridge_solves_the_penalised_normal_equations():
+    rng = np.random.default_rng(0)
+    z, code = rng.normal(size=(300, 2)), rng.normal(size=(300, 7)) + 3
+    code[:, :2] += z
+    train, test = slice(0, 200), slice(200, 300)
+    found = probe.pearson_per_factor(z[train], code[train], z[test], code[test], ridge=0.5)
+    centred = code[train] - code[train].mean(axis=0)
+    penalty = 0.5 * code[train].var(axis=0).mean() * 200
+    weights = np.linalg.solve(centred.T @ centred + penalty * np.eye(7), centred.T @ z[train])
+    decoded = code[test] @ weights
+    assert found == pytest.approx([np.corrcoef(z[test, k], decoded[:, k])[0, 1] for k in range(2)], abs=1e-9)
+
+
+def test_circular_score_is_that_of_sine_and_cosine_and_knows_no_cut():
+    rng = np.random.default_rng(0)
+    turn = rng.uniform(0, 7.0, size=(600, 2))
+    code = np.concatenate([np.sin(2 * np.pi * turn / 7), np.cos(2 * np.pi * turn / 7)], axis=1) + rng.normal(
+        size=(600, 4)
+    )
+    scores = [
+        probe.r2_circular(shifted[:300], code[:300], shifted[300:], code[300:], period=7.0)
+        for shifted in (turn, (turn + 2.5) % 7.0)
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-9)
+    # Half of the variance of each is signal with variance 1/2 against noise of variance 1.
+    assert scores[0] == pytest.approx([1 / 3, 1 / 3], abs=0.08)
+
+
+def test_analogies_close_for_linear_codes_and_not_for_others():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(400, 4))
+    first, second = np.eye(4)[0], np.eye(4)[1]
+    corners = [a, a + first, a + first + second, a + second]
+    matrix, shift = rng.normal(size=(4, 6)), rng.normal(size=6)
+    linear = [c @ matrix + shift for c in corners]
+    assert probe.parallelogram_error(*linear) == pytest.approx(0, abs=1e-12)
+    assert probe.retrieval_accuracy(*linear) == 1
+    bent = [np.sin(c @ matrix) for c in corners]
+    assert probe.parallelogram_error(*bent) > 0.1
+    assert probe.retrieval_accuracy(*bent) < 0.9
+    unrelated = rng.normal(size=(4, 400, 6))
+    assert probe.parallelogram_error(*unrelated) == pytest.approx(2, abs=0.15)
+    assert probe.retrieval_accuracy(*unrelated) < 0.02
+    with pytest.raises(ValueError, match="collapsed"):
+        probe.parallelogram_error(*[np.ones((5, 2))] * 4)
+    # Codes that do not move with the second factor find their own first corner as well as the fourth.
+    blind = [np.round(c[:, :1], 2) for c in corners]
+    assert probe.retrieval_accuracy(*blind) == 0
