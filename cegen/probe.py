@@ -73,10 +73,10 @@ def _split_pairs(z_train, z_tilde_train, z_test, z_tilde_test) -> tuple[np.ndarr
 # %% ../nbs/10_probe.ipynb #8af2ce86
 def _fit_affine(z: np.ndarray, z_tilde: np.ndarray, intercept: bool = True, ridge: float = 0.0) -> Callable[[np.ndarray], np.ndarray]:
     "The least-squares map from codes to latents, as a function; `ridge` is its penalty in units of the codes' mean variance."
-    if ridge == 0:
-        return LinearRegression(fit_intercept=intercept).fit(z_tilde, z).predict
     scale = z_tilde.var(axis=0).mean() if intercept else (z_tilde**2).mean()
-    return Ridge(ridge * scale * len(z_tilde), fit_intercept=intercept, solver="cholesky").fit(z_tilde, z).predict
+    penalised = Ridge(ridge * scale * len(z_tilde), fit_intercept=intercept, solver="cholesky")
+    model = (penalised if ridge > 0 else LinearRegression(fit_intercept=intercept)).fit(z_tilde, z)
+    return lambda code: model.predict(code).reshape(len(code), z.shape[1])  # a single column would come back flat
 
 
 def r2_affine(

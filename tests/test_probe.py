@@ -456,6 +456,8 @@ def test_ridge_solves_the_penalised_normal_equations():
     weights = np.linalg.solve(centred.T @ centred + penalty * np.eye(7), centred.T @ z[train])
     decoded = code[test] @ weights
     assert found == pytest.approx([np.corrcoef(z[test, k], decoded[:, k])[0, 1] for k in range(2)], abs=1e-9)
+    alone = probe.pearson_per_factor(z[train, :1], code[train], z[test, :1], code[test], ridge=0.5)
+    assert alone == pytest.approx(found[:1], abs=1e-9)
 
 
 def test_circular_score_is_that_of_sine_and_cosine_and_knows_no_cut():
