@@ -15,7 +15,7 @@ test test-notebooks test-python: export OMP_WAIT_POLICY := PASSIVE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint in-sync test-notebooks test-python lab notebooks export clean-notebooks docs docs-serve readme results studies tables surfaces recipe bench clean
+.PHONY: help demo test lint in-sync test-notebooks test-python lab notebooks export clean-notebooks docs docs-serve readme results studies tables surfaces images recipe bench clean
 
 help:  ## list every task
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,7 +33,7 @@ $(VENV)/.demo: $(VENV)/.made $(DECLARED)
 
 $(VENV)/.dev: $(VENV)/.made $(DECLARED)
 	@echo "Installing cegen and its development tools into $(VENV) (a few minutes the first time) ..."
-	$(PIP_INSTALL) '.[dev,sweep]'
+	$(PIP_INSTALL) '.[dev,sweep,images]'
 	@touch $@
 
 demo: $(VENV)/.demo  ## run the main experiment (about 2 minutes) and print how well the latents were recovered
@@ -99,6 +99,9 @@ tables: $(VENV)/.dev  ## run the paper's tables 2 and 3 as sweeps, five seeds a 
 
 surfaces: $(VENV)/.dev  ## run the ablations as a sweep, three seeds a cell (half an hour); surfaces that are there are kept
 	$(BIN)/python tools/surfaces.py
+
+images: $(VENV)/.dev  ## run the image experiments of the reports, three seeds (an hour); runs that are there are kept
+	$(BIN)/python tools/images.py
 
 recipe: $(VENV)/.dev  ## change one thing at a time about the recipe, three seeds (half an hour); runs that are there are kept
 	$(BIN)/python tools/recipe.py

@@ -96,7 +96,8 @@ def test_study_runs_and_judges_its_prediction(path, tmp_path):
 
 
 def test_every_experiment_is_tested():
-    assert {f.stem for f in EXPERIMENTS} == {*SMOKE, *(f.stem for f in STUDIES), "relatives", "surface"}
+    others = {"relatives", "surface", "image_world", "analogies", "dislib"}
+    assert {f.stem for f in EXPERIMENTS} == {*SMOKE, *(f.stem for f in STUDIES), *others}
 
 
 def test_relatives_learn_on_one_world(tmp_path):
@@ -124,3 +125,49 @@ def test_surface_refuses_a_wrong_cell_before_the_first_run(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="dim"):
         run("surface", tmp_path, **{**SURFACE, "row_values": [3, -1]})
     assert not (tmp_path / "surface.json").exists()
+
+
+SMALL = {"size": 16, "steps": 40, "batch_size": 64, "seeds": [0]}
+
+
+def test_image_world_is_learnt_better_than_by_an_untrained_network(tmp_path):
+    notebook = run("image_world", tmp_path, **SMALL, dim=3, n_classes=20, n_instances=40, n_test=400)
+    content = strict_json(tmp_path / "result.json")
+    (record,) = content["records"]
+    assert record["r2_untrained"] + 0.05 < record["r2_z"] <= 1
+    assert 0 < record["accuracy"] < record["accuracy_bayes"] + 0.05
+    assert record["excess"] > -5 * record["excess_se"]
+    assert len(content["recovered"]["z"]) == len(content["recovered"]["aligned"]) == 200
+    assert "injective generator" in notebook.read_text(encoding="utf-8"), "the assumptions are checked and shown"
+
+
+@pytest.mark.parametrize(("labels", "n_factors"), [("classes", 5), ("shape", 4)])
+def test_analogies_are_measured_for_every_pair_of_factors(tmp_path, labels, n_factors):
+    run("analogies", tmp_path, **SMALL, labels=labels, n_analogies=30, n_labelled=[10, 40], n_test=100)
+    content = strict_json(tmp_path / f"{labels}.json")
+    pairs = n_factors * (n_factors - 1) // 2
+    codes = ["trained", "untrained", "pixels"]
+    assert [row["code"] for row in content["analogies"]] == [code for code in codes for _ in range(pairs)]
+    assert all(0 < row["parallelogram_error"] and 0 <= row["retrieval_accuracy"] <= 1 for row in content["analogies"])
+    assert [(row["code"], row["n_labelled"]) for row in content["transfer"]] == [
+        (c, n) for c in codes for n in (10, 40)
+    ]
+    assert all(0 <= row["r2"] <= 1 for row in content["transfer"])
+
+
+DISLIB = {"n_train": 300, "n_validation": 60, "n_test": 60, "networks": ["pixels", "mlp"]}
+
+
+@pytest.mark.parametrize("protocol", ["sound", "official"])
+def test_table_4_scores_every_factor_of_every_learner(tmp_path, protocol):
+    run("dislib", tmp_path, **SMALL, **DISLIB, protocol=protocol, objectives=["none", "supervised", "diet"])
+    records = strict_json(tmp_path / "result.json")["records"]
+    learners = [("pixels", "none"), ("mlp", "none"), ("mlp", "supervised"), ("mlp", "diet")]
+    factors = ["shape", "scale", "orientation", "posX", "posY"]
+    found = [(r["model"], r["objective"], r["factor"]) for r in records]
+    assert found == [(*learner, factor) for learner in learners for factor in factors]
+    circular = [r for r in records if r["factor"] == "orientation"]
+    assert all(
+        ("r2_circular" in r) == (protocol == "sound") and ("pearson" in r) != (protocol == "sound") for r in circular
+    )
+    assert all((r["accuracy"] is None) == (r["objective"] != "supervised") for r in records)

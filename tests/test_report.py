@@ -118,8 +118,9 @@ def test_paper_tables_are_fractions_with_the_papers_columns():
     assert diet.unit_w_mae_z.max() == 0.30
     assert diet.loc[7, ["concentration", "unit_w_r2_z", "free_w_r2_z"]].tolist() == [50, 0.45, 0.725]
     assert diet.assumptions_hold.tolist() == [True] * 8 + [False] * 2
-    with pytest.raises(ValueError, match="number=4"):
-        report.paper_table(4)
+    assert report.paper_table(4).groupby("dataset").size()["dsprites"] == 4
+    with pytest.raises(ValueError, match="number=1"):
+        report.paper_table(1)
 
 
 def test_means_and_deviations_are_over_seeds_of_one_configuration():
