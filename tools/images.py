@@ -20,12 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNS, RESULTS = ROOT / "runs" / "images", ROOT / "results"
 SEEDS = [0, 1, 2]
 SPRITES = {"steps": 1500, "seeds": SEEDS}
-TABLE4 = {"steps": 400, "seeds": SEEDS}
+TABLE4 = {"size": 32, "steps": 400, "seeds": SEEDS}
 
 # Each run: template, parameters, and the file that tells that it is done.
 EXPERIMENTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "sprites-supervised": ("image_world", SPRITES, "result.json"),
-    "sprites-diet": ("image_world", SPRITES | {"objective": "diet", "softmax": "sampled", "steps": 2500}, "result.json"),
+    "sprites-diet": ("image_world", SPRITES | {"objective": "diet", "softmax": "sampled", "steps": 2000}, "result.json"),
     "analogies-classes": (
         "analogies",
         SPRITES | {"labels": "classes", "trained": str(RUNS / "sprites-supervised")},
