@@ -425,7 +425,7 @@ def draw_room(
 # %% ../../nbs/images/20_render.ipynb #963b2ada
 def shapes3d_space() -> FactorSpace:
     "The factors of Shapes3D: 480,000 combinations."
-    hue = tuple(np.arange(10) / 10)
+    hue = tuple((np.arange(10) / 10).tolist())
     return FactorSpace((
         *(Factor(f"{name}_hue", "circular", hue, period=1.0) for name in ("floor", "wall", "object")),
         Factor("scale", "ordinal", tuple(np.linspace(0.75, 1.25, 8).tolist())), Factor.named("shape", 4),
