@@ -85,10 +85,12 @@ def r2_affine(
     z_test: Float[Array, "m d"],  # true latents to score on
     z_tilde_test: Float[Array, "m k"],  # codes to score on
     intercept: bool = True,  # whether the map may have an offset
+    ridge: float = 0.0,  # penalty ≥ 0 on the map, in units of the codes' mean variance
 ) -> float:  # R², 1 for a code that is an affine image of the truth, averaged over the d latents
     "Share of the latents' variance that a linear map of the code explains on held-out rows."
+    check_real("ridge", ridge, low=0)
     z_train, z_tilde_train, z_test, z_tilde_test = _split_pairs(z_train, z_tilde_train, z_test, z_tilde_test)
-    return float(r2_score(z_test, _fit_affine(z_train, z_tilde_train, intercept)(z_tilde_test)))
+    return float(r2_score(z_test, _fit_affine(z_train, z_tilde_train, intercept, ridge)(z_tilde_test)))
 
 # %% ../nbs/10_probe.ipynb #acbb958a
 def _fit_procrustes(z: np.ndarray, z_tilde: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
