@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import replace
 
+import papermill
 import pytest
 
 from cegen import Config
@@ -100,3 +101,36 @@ def test_every_variant_changes_the_model_or_the_configuration(recipe):
             Config(**config)
             changed = variant.change or variant.average or variant.distil or config != recipe.WORLDS[world]
             assert (name == "as it is") != bool(changed), (name, world)
+
+
+@pytest.fixture(scope="module")
+def images(root):
+    return tool(root, "images")
+
+
+def test_image_runs_name_parameters_of_their_templates(images, root):
+    for template, parameters, _ in images.EXPERIMENTS.values():
+        known = papermill.inspect_notebook(root / "nbs" / "experiments" / f"{template}.ipynb")
+        assert set(parameters) | {"out"} <= set(known), template
+
+
+def test_committed_table_4_has_every_learner_of_both_sets(root):
+    records = json.loads((root / "results" / "table4.json").read_text(encoding="utf-8"))["records"]
+    asked = {"dataset", "factor", "model", "objective", "pearson_mean", "pearson_std", "n_seeds", "protocol"}
+    assert all(asked <= record.keys() and record["n_seeds"] == 3 for record in records)
+    found = {(r["dataset"], r["model"], r["objective"]) for r in records if r["protocol"] == "sound"}
+    learners = {("pixels", "none"), *((model, how) for model in ("mlp", "small_cnn") for how in ("supervised", "diet"))}
+    assert {(dataset, *learner) for dataset in ("sprites", "room") for learner in learners} <= found
+    for record in records:
+        ring = record["kind"] == "circular" and record["protocol"] == "sound"
+        assert (record["pearson_mean"] is None) == ring
+        assert -1 <= (record["r2_circular_mean"] if ring else record["pearson_mean"]) <= 1
+
+
+def test_committed_image_worlds_are_recovered(root):
+    records = json.loads((root / "results" / "vmf_sprites.json").read_text(encoding="utf-8"))["records"]
+    assert [(r["objective"], r["seed"]) for r in records] == [
+        (how, seed) for how in ("supervised", "diet") for seed in range(3)
+    ]
+    assert all(r["r2_z"] > r["r2_x"] and r["r2_z"] > r["r2_untrained"] for r in records)
+    assert all(r["r2_z"] >= 0.99 for r in records if r["objective"] == "supervised")
