@@ -48,7 +48,7 @@ def test_every_row_of_the_paper_is_run_under_both_laws(tables, number, cases):
 
 
 def test_committed_tables_are_the_means_of_the_rows_files(tables, root, tmp_path):
-    committed = sorted((root / "results").glob("table?.json"))
+    committed = sorted((root / "results").glob("table[23].json"))
     assert committed
     for path in committed:
         tables.gather(int(path.stem[-1]), tmp_path)
