@@ -99,9 +99,7 @@ class _Reader:
             fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")]
             symbol.parameters = [self.parameter(n, n.target.id, n.annotation, n.value) for n in fields]
         symbol.members = [
-            self.read(n, f"{node.name}.")
-            for n in functions
-            if (not n.name.startswith("_") or n.name == "__call__") and ast.get_docstring(n)
+            self.read(n, f"{node.name}.") for n in functions if not n.name.startswith("_") and ast.get_docstring(n)
         ]
 
     def arguments(self, args: ast.arguments, skip_first: bool) -> list[Parameter]:
