@@ -48,7 +48,7 @@ class Links(NbdevLookup):
     def __init__(self, depth: int):
         self.aliases, self.syms = {}, {}
         for module in api.modules():
-            page = "../" * depth + module.removeprefix("cegen.") + ".html"
+            page = "../" * depth + module.removeprefix("cegen.").replace(".", "/") + ".html"
             for symbol in api.symbols(module).values():
                 for s in (symbol, *symbol.members):
                     for name in (s.name, f"{module}.{s.name}", f"{module}.{s.name}".removeprefix("cegen.")):
