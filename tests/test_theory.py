@@ -121,16 +121,17 @@ def test_chunks_change_no_result(chunk_elements):
 
 def test_floor_of_a_large_world_takes_little_memory():
     code = """
-import resource
 from cegen import ClusterDGP
 from cegen.theory import bayes_cross_entropy
 floor = bayes_cross_entropy(ClusterDGP(5, 10_000, 1_000_000), n_samples=1000)
-print(floor.standard_error, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+# Not ru_maxrss, which starts with what the parent process, the tests, took.
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(floor.standard_error, int(peak.split()[1]) / 2**20)
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     standard_error, gibibytes = map(float, out.split())
     assert standard_error < 3e-3
-    assert gibibytes < 1
+    assert gibibytes < 0.75
 
 
 def test_bad_input(unchecked):

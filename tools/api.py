@@ -99,7 +99,9 @@ class _Reader:
             fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")]
             symbol.parameters = [self.parameter(n, n.target.id, n.annotation, n.value) for n in fields]
         symbol.members = [
-            self.read(n, f"{node.name}.") for n in functions if not n.name.startswith("_") and ast.get_docstring(n)
+            self.read(n, f"{node.name}.")
+            for n in functions
+            if (not n.name.startswith("_") or n.name == "__call__") and ast.get_docstring(n)
         ]
 
     def arguments(self, args: ast.arguments, skip_first: bool) -> list[Parameter]:
@@ -187,8 +189,9 @@ def signature(symbol: Symbol) -> str:
 def documentation(symbol: Symbol, level: int, repo: str, skip: frozenset[str] = frozenset()) -> str:
     "Markdown for a symbol and its members: heading, source link, signature, docstring, table."
     path = modules()[symbol.module].relative_to(ROOT).as_posix()
+    name = symbol.name.replace("__", r"\_\_")  # else Markdown makes __call__ bold
     parts = [
-        f"{'#' * level} {symbol.name}",
+        f"{'#' * level} {name}",
         f'[source]({repo}/{path}#L{symbol.line}){{.api-source target="_blank"}}',
         f"```python\n{signature(symbol)}\n```",
         symbol.docstring,
