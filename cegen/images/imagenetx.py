@@ -10,7 +10,7 @@ __all__ = ['FACTORS', 'load_annotations', 'class_names', 'factor_table', 'find_i
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def weights_hash(
 
 
 def images_hash(
-    images: Sequence[Any],  # paths, or PIL images
+    images: Iterable[Any],  # paths, or PIL images
 ) -> str:  # SHA-256 in hexadecimal digits
     "A hash of the pictures in their order: of files the name and the size, not the folder; of pictures in memory the pixels."
     sha256 = hashlib.sha256()
@@ -182,8 +182,8 @@ def check_sidecar(
     "Raise a `ValueError` that names what differs, if a file of features was made of something else or does not say of what."
     sidecar = out.with_suffix(".json")
     try:
-        told = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        told = dict(json.loads(sidecar.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise invalid("out", str(out), f"beside a readable {sidecar.name} that says what it was made of", "Remove it, or give another name.") from error
     differ = [name for name, value in facts.items() if told.get(name) != value]
     if differ:
@@ -209,7 +209,7 @@ def rows_there(
 
 
 def extract_features(
-    images: Sequence[Any],  # paths, or PIL images
+    images: Iterable[Any],  # paths, or PIL images
     model: nn.Module,  # with `features(x)` and `n_features`, in evaluation mode; it is moved to the device
     preprocess: Callable[[Any], Tensor],  # from a PIL image to what goes in, (3, height, width)
     out: str | os.PathLike,  # the .npy to write, or one that was written before
@@ -218,20 +218,20 @@ def extract_features(
     threads: int = 2,  # that decode pictures, ≥ 1
 ) -> Float[np.ndarray, "n n_features"]:  # memory-mapped, single precision, one row for each picture
     "Features of pictures, computed once: what is on disk already is not computed again."
-    images, out, device = list(images), Path(out), choose_device(device)
+    pictures, out, device = list(images), Path(out), choose_device(device)
     check_integer("batch_size", batch_size, low=1)
     check_integer("threads", threads, low=1)
-    if not images or out.suffix != ".npy":
-        raise invalid("images, out", (len(images), str(out)), "at least one picture, and a name that ends in .npy")
+    if not pictures or out.suffix != ".npy":
+        raise invalid("images, out", (len(pictures), str(out)), "at least one picture, and a name that ends in .npy")
     if not (callable(getattr(model, "features", None)) and isinstance(getattr(model, "n_features", None), int)) or model.training:
         raise invalid("model", type(model).__name__, "a network with features(x) and n_features, in evaluation mode", "make_pretrained() makes one; or call model.eval().")
-    facts, part = describe(images, model, preprocess), out.with_name(f"{out.name}.part")
+    facts, part = describe(pictures, model, preprocess), out.with_name(f"{out.name}.part")
     if out.exists() or part.exists():
         check_sidecar(out, facts)
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out.with_suffix(".json"), facts)
-        _extract(images, model.to(device, memory_format=torch.channels_last), preprocess, part, batch_size, device, threads)
+        _extract(pictures, model.to(device, memory_format=torch.channels_last), preprocess, part, batch_size, device, threads)
         part.replace(out)
     return np.load(out, mmap_mode="r", allow_pickle=False)
 
