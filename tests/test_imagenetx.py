@@ -27,7 +27,7 @@ from cegen.images.imagenetx import (
     rows_there,
     weights_hash,
 )
-from cegen.images.pretrained import Preprocess, make_pretrained
+from cegen.images.pretrained import RELEASES, Preprocess, make_pretrained
 
 if not all(importlib.util.find_spec(package) for package in ("imagenet_x", "PIL")):
     pytest.skip("the extra imagenetx is not installed", allow_module_level=True)
@@ -218,6 +218,15 @@ def test_sidecar_tells_what_the_features_are_of(paths, tmp_path):
     }
 
 
+@pytest.mark.parametrize("name, width", [("resnet50", 2048), ("vit_b_16", 768)])
+def test_untrained_networks_of_the_figure_go_through(paths, tmp_path, name, width):
+    model = make_pretrained(name, generator=0)
+    features = extract_features(paths[:3], model, RELEASES[name].preprocess, tmp_path / "f.npy", batch_size=2)
+    assert features.shape == (3, width) and (features.std(axis=0) > 0).mean() > 0.95
+    first = RELEASES[name].preprocess(read_image(paths[0]))[None]
+    np.testing.assert_allclose(features[0], model.features(first)[0], rtol=1e-3, atol=1e-3 * np.abs(features).max())
+
+
 def test_hash_of_weights_sees_values_names_and_not_the_layout_in_memory():
     model = nn.Conv2d(3, 4, 3)
     told = weights_hash(model)
@@ -260,7 +269,8 @@ extract_features([Path(p) for p in {[str(p) for p in paths]!r}], colors(), slow,
     assert process.wait() == -9, "it was to be killed half-way"
     with part.open("ab") as file:
         file.write(b"torn")  # what a write that was cut off leaves behind
-    done = rows_there(part, (200, 3))
+    done, begin = rows_there(part, (200, 3))
+    assert part.stat().st_size == begin + done * 12, "the torn row is cut off"
     assert 16 <= done < 200 and not (tmp_path / "f.npy").exists()
 
     seen = []
@@ -322,7 +332,7 @@ def test_damaged_picture_is_named_and_what_came_before_is_kept(rows, tmp_path):
     found["path"][13].write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=f"{found['file_name'][13]}.*a whole picture"):
         extract_features(found["path"], colors(), LOOK, tmp_path / "f.npy", batch_size=4)
-    assert rows_there(tmp_path / "f.npy.part", (20, 3)) == 12
+    assert rows_there(tmp_path / "f.npy.part", (20, 3))[0] == 12
     found["path"][13].write_bytes(b"<html>not found</html>")
     with pytest.raises(ValueError, match=found["file_name"][13]):
         read_image(found["path"][13])

@@ -194,7 +194,7 @@ def check_sidecar(
 def rows_there(
     part: Path,  # the .npy in the making; made if it is not there
     shape: tuple[int, int],  # of the whole array
-) -> int:  # number of whole rows
+) -> tuple[int, int]:  # number of whole rows, and the place in the file where they begin
     "How many rows of an unfinished array are there; what stands after the last whole one is cut off."
     if not part.exists():
         with part.open("wb") as file:
@@ -205,7 +205,7 @@ def rows_there(
         start, size = file.tell(), 4 * shape[1]
         rows = min((part.stat().st_size - start) // size, shape[0])
         file.truncate(start + rows * size)
-    return rows
+    return rows, start
 
 
 def extract_features(
@@ -238,21 +238,23 @@ def extract_features(
 
 @torch.inference_mode()
 def _extract(images: list, model: nn.Module, preprocess: Callable[[Any], Tensor], part: Path, batch_size: int, device: torch.device, threads: int) -> None:
-    "Append the rows that are missing."
+    "Write the rows that are missing."
 
     def prepared(image: Any) -> Tensor:
         return preprocess(read_image(image) if isinstance(image, (str, os.PathLike)) else image)
 
     n, width = len(images), int(model.n_features)  # type: ignore[arg-type]
-    done = rows_there(part, (n, width))
+    done, begin = rows_there(part, (n, width))
     hidden = os.environ.get("CEGEN_PROGRESS", "1") == "0"
     bar = tqdm(total=n, initial=done, desc=type(model).__name__, unit=" pictures", mininterval=5, disable=hidden)
-    with bar, part.open("ab") as file, ThreadPoolExecutor(threads) as pool:
+    with bar, part.open("r+b") as file, ThreadPoolExecutor(threads) as pool:
         for start in range(done, n, batch_size):
             x = torch.stack(list(pool.map(prepared, images[start : start + batch_size])))
             features = model.features(x.to(device, memory_format=torch.channels_last)).float().cpu()  # type: ignore[operator]
             if features.shape != (len(x), width):
                 raise invalid("model", f"features of shape {tuple(features.shape)}", f"of shape ({len(x)}, {width}), as n_features says")
+            # At its own place, not at the end: should two processes write the same file, they write the same.
+            file.seek(begin + 4 * width * start)
             file.write(check_finite("features", features).numpy().astype("<f4").tobytes())
             file.flush()
             bar.update(len(x))
