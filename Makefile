@@ -33,7 +33,7 @@ $(VENV)/.demo: $(VENV)/.made $(DECLARED)
 
 $(VENV)/.dev: $(VENV)/.made $(DECLARED)
 	@echo "Installing cegen and its development tools into $(VENV) (a few minutes the first time) ..."
-	$(PIP_INSTALL) '.[dev,sweep,images]'
+	$(PIP_INSTALL) '.[dev,sweep,images,imagenetx]'
 	@touch $@
 
 demo: $(VENV)/.demo  ## run the main experiment (about 2 minutes) and print how well the latents were recovered

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cegen.core import (
+    MissingExtra,
     as_generator,
     check_finite,
     check_integer,
@@ -16,6 +17,7 @@ from cegen.core import (
     check_rows,
     check_writable,
     choose_device,
+    installed_folder,
     random_stream,
     stream_seed,
     write_atomically,
@@ -106,3 +108,15 @@ def test_folder_in_the_way_of_a_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="a folder that can be written to"):
         check_writable(tmp_path / "file" / "sub")
     assert check_writable(tmp_path / "new" / "deep").is_dir()
+
+
+def test_installed_package_is_found_without_running_it(tmp_path, monkeypatch):
+    (tmp_path / "explosive").mkdir()
+    (tmp_path / "explosive" / "__init__.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "lonely.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert installed_folder("dev", "explosive") == tmp_path / "explosive"
+    with pytest.raises(ValueError, match="'lonely'.*folder of its own"):
+        installed_folder("dev", "lonely")
+    with pytest.raises(MissingExtra, match=r"pip install 'cegen\[imagenetx\]'"):
+        installed_folder("imagenetx", "no_such_package")

