@@ -21,7 +21,6 @@ from scipy import stats
 from scipy.linalg import subspace_angles
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 from sklearn.model_selection import train_test_split
 from sklearn.utils import shuffle
 from torch import Tensor
@@ -211,16 +210,16 @@ def _line_minimum(p: _Problems, z: Tensor, dz: Tensor, strength: float, ww: Tens
 
 
 def _descend(p: _Problems, w: Tensor, b: Tensor, strength: float, inverse: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    "Weights (d, K), biases (K,), logits (n, K) and largest derivatives (K,) at the minimum, from a start."
+    "Weights (d, K), biases (K,), logits (n, K) and whether each has converged (K,), from a start."
     z, last = p.project(w) + b, None
     for step in range(MAX_STEPS + 1):
         residual = -p.y * p.share * torch.sigmoid(-p.y * z)
         gw, gb = p.pull_back(residual) + strength * w, residual.sum(dim=0)
-        largest = torch.maximum(gw.abs().amax(dim=0), gb.abs())
-        if step == MAX_STEPS or bool((largest <= TOLERANCE).all()):
-            break
         pw, pb = gw if inverse is None else inverse @ gw, 4 * gb
         energy = (gw * pw).sum(dim=0) + gb * pb
+        converged = (torch.maximum(gw.abs().amax(dim=0), gb.abs()) <= TOLERANCE) & (energy <= 100 * TOLERANCE**2)
+        if step == MAX_STEPS or bool(converged.all()):
+            break
         dw, db = -pw, -pb
         if last is not None:
             beta = ((energy - (last[0] * pw).sum(dim=0) - last[1] * pb) / last[2].clamp(min=1e-30)).clamp(min=0)
@@ -231,7 +230,7 @@ def _descend(p: _Problems, w: Tensor, b: Tensor, strength: float, inverse: Tenso
         dz = p.project(dw) + db
         t = _line_minimum(p, z, dz, strength, (w * dw).sum(dim=0), (dw**2).sum(dim=0))
         w, b, z = w + t * dw, b + t * db, z + t * dz
-    return w, b, z, largest
+    return w, b, z, converged
 
 # %% ../nbs/14_binary_probe.ipynb #9bb75552
 @dataclass(frozen=True)
@@ -259,16 +258,16 @@ def _members(splits: Sequence[_Split], rows: np.ndarray, positive: np.ndarray) -
 
 
 def _path(p: _Problems, judged: Tensor, owner: Tensor, whole: Tensor, reader: _Reader, strengths: Sequence[float]) -> Iterator[tuple]:
-    "Strength, weights, biases, logits, largest derivatives and held-out loss of each split, from strong to weak, while the loss falls."
+    "Strength, weights, biases, logits, convergence and held-out loss of each split, from strong to weak, while the loss falls."
     w, b = torch.zeros_like(p.mean), torch.zeros(p.mean.shape[1])
     rows, n_splits = int((p.share[:, whole] > 0).sum(dim=0).max()), int(owner.max()) + 1
     best = torch.full((n_splits,), torch.inf)
     for strength in sorted(strengths, reverse=True):
         inverse = reader.preconditioner(strength) if rows >= reader.d else None
-        w, b, z, largest = _descend(p, w, b, strength, inverse)
+        w, b, z, converged = _descend(p, w, b, strength, inverse)
         total = torch.zeros(n_splits).index_add(0, owner, (judged * F.softplus(-p.y * z)).sum(dim=0))
         loss = total / torch.zeros(n_splits).index_add(0, owner, judged.sum(dim=0)).clamp(min=1)
-        yield strength, w[:, whole], b[whole], z[:, whole], largest[whole], loss
+        yield strength, w[:, whole], b[whole], z[:, whole], converged[whole], loss
         if (loss > best).all():
             return
         best = torch.minimum(best, loss)
@@ -284,11 +283,11 @@ def _fit(reader: _Reader, positive: np.ndarray, splits: Sequence[_Split], streng
     choice = torch.stack([loss for *_, loss in path]).argmin(dim=0)
     found = []
     for k, s in enumerate(splits):
-        strength, w, b, z, largest, _ = path[int(choice[k])]
+        strength, w, b, z, converged, _ = path[int(choice[k])]
         v = (w[:, k] * p.inverse_std[:, whole[k]]).double().numpy()
         bias = float(b[k]) - float(p.mean[:, whole[k]].double().numpy() @ v) - float(reader.shift / reader.scale @ v)
         logits = z[np.searchsorted(rows, s.test), k].numpy()
-        found.append(_Fitted(v / reader.scale, bias, strength, bool(largest[k] <= TOLERANCE), logits))
+        found.append(_Fitted(v / reader.scale, bias, strength, bool(converged[k]), logits))
     return found
 
 # %% ../nbs/14_binary_probe.ipynb #c84e86dc
@@ -298,25 +297,28 @@ def permutation_p(
     groups: Int[np.ndarray, " m"] | None = None,  # groups whose rows are not independent; default: each row its own
 ) -> float:  # in (0, 1], uniform or larger where the probe knows nothing
     "Probability that shuffled answers are hit at least as often as the true ones, exactly."
-    frame = pd.DataFrame({"positive": positive, "logit": logits, "group": np.arange(len(positive)) if groups is None else groups})
-    by_group = frame.groupby("group")
-    mixed = by_group.positive.transform("nunique") > 1
-    pure = frame[~mixed].groupby("group").mean()
-    strata = [stratum for _, stratum in frame[mixed].groupby("group")] + ([pure] if len(pure) else [])
-    distribution, hits = np.ones(1), 0
-    for stratum in strata:
-        yes, said = stratum.positive.astype(bool).to_numpy(), stratum.logit.to_numpy() > 0
-        distribution = np.convolve(distribution, stats.hypergeom(len(yes), yes.sum(), said.sum()).pmf(np.arange(yes.sum() + 1)))
-        hits += int((yes & said).sum())
-    return float(min(1.0, distribution[hits:].sum()))
+    _, number = np.unique(np.arange(len(positive)) if groups is None else groups, return_inverse=True)
+    size, yes, said = np.bincount(number), np.bincount(number, positive), np.bincount(number, logits > 0)
+    pure = (yes == 0) | (yes == size)
+    pure_yes, pure_said = yes[pure] > 0, np.bincount(number, logits)[pure] > 0
+    strata = [(pure.sum(), pure_yes.sum(), pure_said.sum()), *zip(size[~pure], yes[~pure], said[~pure], strict=True)]
+    hits = (pure_yes & pure_said).sum() + (positive & (logits > 0) & ~pure[number]).sum()
+    distribution = np.ones(1)
+    for rows, truths, answers in strata:
+        possible = np.arange(int(min(truths, answers)) + 1)
+        distribution = np.convolve(distribution, stats.hypergeom.pmf(possible, int(rows), int(truths), int(answers)))
+    return float(min(1.0, distribution[int(hits) :].sum()))
 
 # %% ../nbs/14_binary_probe.ipynb #94a9a696
 def _scores(positive: np.ndarray, logits: np.ndarray, groups: np.ndarray) -> dict[str, float]:
     "Accuracy, AUC, precision, recall, F1 and the permutation test on test rows."
-    precision, recall, f1, _ = precision_recall_fscore_support(positive, logits > 0, average="binary", zero_division=0)
+    said, m = logits > 0, positive.sum()
+    hits = (positive & said).sum()
+    ranks = stats.rankdata(logits)[positive].sum()  # AUC is Mann and Whitney's U over the number of pairs
     return {
-        "accuracy": float((positive == (logits > 0)).mean()), "auc": float(roc_auc_score(positive, logits)),
-        "precision": float(precision), "recall": float(recall), "f1": float(f1), "p_permutation": permutation_p(positive, logits, groups),
+        "accuracy": float((positive == said).mean()), "auc": float((ranks - m * (m + 1) / 2) / (m * (len(positive) - m))),
+        "precision": float(hits / max(said.sum(), 1)), "recall": float(hits / m), "f1": float(2 * hits / (m + said.sum())),
+        "p_permutation": permutation_p(positive, logits, groups),
     }
 
 
