@@ -108,8 +108,12 @@ def _folds(train: np.ndarray, positive: np.ndarray, groups: np.ndarray, n_folds:
 
 
 def _usable(train: np.ndarray, fold: np.ndarray, positive: np.ndarray, n_folds: int) -> list[int]:
-    "The folds whose remaining rows hold both classes, so that a probe can be fitted without them."
-    return [f for f in range(n_folds) if (fold == f).any() and 0 < positive[train[fold != f]].sum() < (fold != f).sum()]
+    "The folds that hold both classes and leave both, so that a probe can be fitted without them and judged by them."
+
+    def both(part: np.ndarray) -> bool:
+        return 0 < positive[train[part]].sum() < part.sum()
+
+    return [f for f in range(n_folds) if both(fold == f) and both(fold != f)]
 
 
 def _split(
@@ -424,7 +428,7 @@ def probe_factors(
 
 # %% ../nbs/14_binary_probe.ipynb #0568b59e
 def corrected_t(
-    scores: Float[np.ndarray, " J"],  # of J random splits of the same rows
+    scores: Float[np.ndarray, " J"] | Sequence[float],  # of J random splits of the same rows
     ratio: float,  # test rows over training rows, ≥ 0; 0 is the plain t-test
     chance: float = 0.5,  # mean under the null hypothesis
     n_test: int | None = None,  # rows of one test, whose binomial variance stands in where all scores are equal
@@ -473,10 +477,10 @@ def _summary(rows: pd.DataFrame, published: bool, level: float) -> dict[str, Any
     "Means, intervals and p values of one factor's seeds."
     made = rows[rows.skipped == ""]
     ratio, n_test = (made.n_positive_test / made.n_positive_train).mean(), 2 * int(made.n_positive_test.min()) if len(made) else None
-    above, _, low, high = corrected_t(made.accuracy, 0 if published else ratio, n_test=n_test, level=level)
-    *_, auc_low, auc_high = corrected_t(made.auc, 0 if published else ratio, n_test=n_test, level=level)
-    plain = corrected_t(made.accuracy, 0, n_test=n_test)[1]
-    corrected = corrected_t(made.accuracy, ratio, n_test=n_test)[0]
+    above, _, low, high = corrected_t(made.accuracy.to_numpy(), 0 if published else ratio, n_test=n_test, level=level)
+    *_, auc_low, auc_high = corrected_t(made.auc.to_numpy(), 0 if published else ratio, n_test=n_test, level=level)
+    plain = corrected_t(made.accuracy.to_numpy(), 0, n_test=n_test)[1]
+    corrected = corrected_t(made.accuracy.to_numpy(), ratio, n_test=n_test)[0]
     return {
         "accuracy_mean": made.accuracy.mean(), "ci_low": low, "ci_high": high, "auc_mean": made.auc.mean(), "auc_low": auc_low, "auc_high": auc_high,
         "n_positive": int(rows.n_positive.iloc[0]), "n_seeds": len(made), "p_corrected": corrected,
@@ -617,7 +621,7 @@ def cosine_matrix(
 def random_cosine_p(
     cosine: Float[np.ndarray, "*shape"] | float,  # between two directions
     dim: int,  # of the space, ≥ 2
-) -> Float[np.ndarray, "*shape"]:  # in [0, 1]
+) -> Float[np.ndarray, "*shape"] | float:  # in [0, 1]
     "Probability that two random directions stand at least as far from orthogonal."
     half = (check_integer("dim", dim, low=2) - 1) / 2
     return 2 * stats.beta.sf((1 + np.abs(cosine)).clip(max=2) / 2, half, half)
@@ -638,7 +642,7 @@ def cosine_pairs(
 # %% ../nbs/14_binary_probe.ipynb #12270a3d
 def principal_angles(
     first: Float[np.ndarray, "k d"],  # directions, one each row
-    second: Float[np.ndarray, "l d"],  # directions in the same space
+    second: Float[np.ndarray, "m d"],  # directions in the same space
     n_random: int = 200,  # pairs of random spans for the baseline, ≥ 1
     seed: int = 0,  # of the random spans
 ) -> pd.DataFrame:  # columns degrees, random_mean, random_low (5th percentile); a row for each angle, smallest first

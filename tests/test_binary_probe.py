@@ -239,7 +239,11 @@ def published(features, positive, seed):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = LogisticRegression().fit(x[train], positive[train])
-    return model.score(x[test], positive[test]), roc_auc_score(positive[test], model.decision_function(x[test])), len(test)
+    return (
+        model.score(x[test], positive[test]),
+        roc_auc_score(positive[test], model.decision_function(x[test])),
+        len(test),
+    )
 
 
 def test_official_protocol_is_the_published_one():
@@ -278,12 +282,12 @@ def test_corrected_t_is_the_formula():
 def test_p_values_of_chance_are_calibrated():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(160, 10))
-    coins = {f"coin {k}": rng.random(160) < 0.4 for k in range(250)}
+    coins = {f"coin {k}": rng.random(160) < 0.4 for k in range(150)}
     table = probe_factors(features, coins, strengths=(0.1,))
     summary = summarise(table)
     assert table.accuracy.mean() == pytest.approx(0.5, abs=0.01) and table.auc.mean() == pytest.approx(0.5, abs=0.01)
-    # 250 draws at 5 % stay below 20 with probability .98; the plain test of overlapping splits is far above.
-    assert (summary.p_corrected < 0.05).mean() < 0.08 and (summary.p_permutation < 0.05).mean() < 0.08
+    # Of 150 draws at 5 %, 15 or fewer are expected with probability .99; the plain test of overlapping splits is far above.
+    assert (summary.p_corrected < 0.05).sum() <= 15 and (summary.p_permutation < 0.05).sum() <= 15
     assert (summary.p_published < 0.05).mean() > 0.2
     assert (summary.stars_bonferroni != "").sum() <= 1
     single = table[table.seed == 0].p_permutation
@@ -296,7 +300,7 @@ def test_permutation_p_is_what_shuffling_gives():
     positive, groups = rng.random(40) < 0.5, np.repeat(np.arange(10), 4)
     positive[:12] = np.repeat([True, False, True], 4)  # three groups with one answer
     logits = rng.normal(size=40) + 0.6 * np.where(positive, 1, -1)
-    observed, hits, n = None, 0, 20000
+    observed, hits, n = None, 0, 5000
     pure = {g: positive[groups == g].all() for g in range(10) if len(set(positive[groups == g])) == 1}
     mean = {g: logits[groups == g].mean() > 0 for g in pure}
     for k in range(n + 1):
@@ -308,7 +312,7 @@ def test_permutation_p_is_what_shuffling_gives():
             total += ((inside if k == 0 else rng.permutation(inside)) & (logits[groups == g] > 0)).sum()
         observed = total if k == 0 else observed
         hits += k > 0 and total >= observed
-    assert permutation_p(positive, logits, groups) == pytest.approx(hits / n, abs=0.015)
+    assert permutation_p(positive, logits, groups) == pytest.approx(hits / n, abs=0.03)
 
 
 def test_adjusted_p_values():
@@ -395,14 +399,14 @@ X, YES = planted(60)[:2]
         ({"protocol": "oficial"}, "'official'"),
         ({"features": -np.abs(X), "protocol": "official"}, "no unit with a positive mean"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
-def test_bad_input_is_named(change, message):
+def test_bad_input_is_named(unchecked, change, message):
     with pytest.raises(ValueError, match=message):
         probe_factors(**{"features": X, "factors": {"far": YES}, **change})
 
 
-def test_bad_tables_are_named():
+def test_bad_tables_are_named(unchecked):
     table = probe_factors(X, {"far": YES}, n_seeds=2, strengths=(0.1,), min_rows=1)
     for bad, message in ((table.drop(columns="auc"), "probe_factors"), (pd.concat([table, table]), "column 'model'")):
         with pytest.raises(ValueError, match=message):
@@ -469,13 +473,17 @@ def test_principal_angles_of_known_planes_and_of_random_ones():
     e = np.eye(40)
     frame = principal_angles(e[:3], np.stack([e[0], e[1] + e[5], e[9]]), n_random=300)
     assert frame.degrees.to_numpy() == pytest.approx([0, 45, 90], abs=1e-5)
-    fresh = np.random.default_rng(7).normal(size=(200, 2, 3, 40))
+    fresh = np.random.default_rng(7).normal(size=(100, 2, 3, 40))
     means = np.mean([principal_angles(a, b, n_random=1).degrees for a, b in fresh], axis=0)
-    assert frame.random_mean.to_numpy() == pytest.approx(means, abs=2)
+    assert frame.random_mean.to_numpy() == pytest.approx(means, abs=3)
     assert (frame.random_low < frame.random_mean).all()
-    for first, second, message in ((e[:2], e[[0, 0]], "independent"), (e[:2], e[:2, :5], "columns wide")):
+
+
+def test_directions_that_span_nothing_are_named(unchecked):
+    e = np.eye(40)
+    for second, message in ((e[[0, 0]], "independent"), (e[:2, :5], "columns wide")):
         with pytest.raises(ValueError, match=message):
-            principal_angles(first, second)
+            principal_angles(e[:2], second)
 
 
 def test_models_agree_where_they_see_the_same():
@@ -490,14 +498,20 @@ def test_models_agree_where_they_see_the_same():
     other = probe_agreement(probes[0], probes[2], models[0][held_out], models[2][held_out], later)
     assert same.within.min() > 0.9 and same.correlation.min() > 0.9 and same.same_answer.min() > 0.9
     assert other.within.abs().max() < 0.15 and other.correlation.abs().max() < 0.15
-    with pytest.raises(ValueError, match="rows long"):
-        probe_agreement(probes[0], probes[1], models[0][held_out], models[1][:5], later)
-    with pytest.raises(ValueError, match="20 columns"):
-        probe_agreement(probes[0], probes[1], models[0][held_out, :3], models[1][held_out], later)
-    with pytest.raises(ValueError, match="factors that first"):
-        probe_agreement(probes[0], probes[1], models[0][held_out], models[1][held_out], {"z": later.a.to_numpy()})
 
 
-def test_rows_are_numbers_and_not_a_mask():
+def test_what_does_not_match_between_models_is_named(unchecked):
+    x, factors = np.stack([X[:, 0], X[:, 1]], axis=1), {"a": YES, "b": ~YES}
+    first, second = fit_probes(x, factors, strengths=(0.1,)), fit_probes(X, {"a": YES}, strengths=(0.1,))
+    for arguments, message in (
+        ((first, second, x, X[:5], factors), "rows long"),
+        ((first, second, X, X, factors), "2 columns"),
+        ((first, second, x, X, {"b": YES}), "factors that first"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            probe_agreement(*arguments)
+
+
+def test_rows_are_numbers_and_not_a_mask(unchecked):
     with pytest.raises(ValueError, match="flatnonzero"):
         fit_probes(X, {"far": YES}, rows=YES)
