@@ -111,7 +111,7 @@ def _usable(train: np.ndarray, fold: np.ndarray, positive: np.ndarray, n_folds: 
     "The folds that hold both classes and leave both, so that a probe can be fitted without them and judged by them."
 
     def both(part: np.ndarray) -> bool:
-        return 0 < positive[train[part]].sum() < part.sum()
+        return bool(0 < positive[train[part]].sum() < part.sum())
 
     return [f for f in range(n_folds) if both(fold == f) and both(fold != f)]
 
@@ -141,6 +141,7 @@ class _Reader:
         size = np.sqrt(self.shift**2 + deviation**2)
         self.scale = np.where(deviation > tolerance * size, deviation, 1.0)
         self.floor = torch.from_numpy(tolerance * size / self.scale)  # deviations up to here are rounding
+        self._curvature: Tensor | None = None
         self._inverses: dict[float, Tensor] = {}
 
     def rows(self, index: np.ndarray) -> Tensor:
@@ -154,8 +155,10 @@ class _Reader:
     def preconditioner(self, strength: float) -> Tensor:
         "The inverse of a bound on the curvature of all probes with one penalty, (d, d)."
         if strength not in self._inverses:
-            sample = self.rows(self.some).double()
-            curvature = sample.T @ sample / (4 * len(sample)) + (strength + 1e-6) * torch.eye(self.d, dtype=torch.float64)
+            if self._curvature is None:
+                sample = self.rows(self.some).double()
+                self._curvature = sample.T @ sample / (4 * len(sample))
+            curvature = self._curvature + (strength + 1e-6) * torch.eye(self.d, dtype=torch.float64)
             self._inverses[strength] = torch.cholesky_inverse(torch.linalg.cholesky(curvature)).float()
         return self._inverses[strength]
 
@@ -202,10 +205,15 @@ def _problems(x: Tensor, positive: np.ndarray, member: np.ndarray, floor: Tensor
 def _line_minimum(p: _Problems, z: Tensor, dz: Tensor, strength: float, ww: Tensor, dd: Tensor) -> Tensor:
     "How far to go in each problem, (K,): Newton's steps, kept inside a bracket."
     t, low, high = torch.zeros_like(dd), torch.zeros_like(dd), torch.full_like(dd, torch.inf)
-    for _ in range(8):
-        probability = torch.sigmoid(-p.y * (z + t * dz))
-        slope = -(p.y * p.share * probability * dz).sum(dim=0) + strength * (ww + t * dd)
-        curvature = (p.share * probability * (1 - probability) * dz**2).sum(dim=0) + strength * dd
+    uphill = -p.y * p.share * dz
+    for step in range(10):
+        probability = torch.sigmoid(-p.y * torch.addcmul(z, t, dz))
+        change = probability * uphill
+        slope = change.sum(dim=0) + strength * (ww + t * dd)
+        curvature = -(change * (1 - probability) * (p.y * dz)).sum(dim=0) + strength * dd
+        first = slope if step == 0 else first
+        if bool((slope.abs() <= 1e-3 * first.abs()).all()):
+            break
         low, high = torch.where(slope < 0, t, low), torch.where(slope > 0, t, high)
         newton = t - slope / curvature.clamp(min=1e-30)
         middle = torch.where(high.isinf(), 2 * t + 1, (low + high) / 2)
@@ -250,7 +258,9 @@ class _Fitted:
 
 def _members(splits: Sequence[_Split], rows: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Which rows each problem is fitted on and which it is judged by, (n, K) both, and the split of each problem."
-    fitted, judged, owner = [], [], []
+    fitted: list[np.ndarray] = []
+    judged: list[np.ndarray] = []
+    owner = []
     for number, s in enumerate(splits):
         at = np.searchsorted(rows, s.train)
         for fold in [-1, *_usable(s.train, s.fold, positive, s.n_folds)]:  # -1: all training rows
@@ -267,7 +277,7 @@ def _path(p: _Problems, judged: Tensor, owner: Tensor, whole: Tensor, reader: _R
     rows, n_splits = int((p.share[:, whole] > 0).sum(dim=0).max()), int(owner.max()) + 1
     best = torch.full((n_splits,), torch.inf)
     for strength in sorted(strengths, reverse=True):
-        inverse = reader.preconditioner(strength) if rows >= reader.d else None
+        inverse = reader.preconditioner(strength) if 2 * rows >= reader.d else None
         w, b, z, converged = _descend(p, w, b, strength, inverse)
         total = torch.zeros(n_splits).index_add(0, owner, (judged * F.softplus(-p.y * z)).sum(dim=0))
         loss = total / torch.zeros(n_splits).index_add(0, owner, judged.sum(dim=0)).clamp(min=1)
@@ -412,11 +422,12 @@ def probe_factors(
         raise invalid("test_fraction", test_fraction, "a share of the rows, below 1")
     if official and groups is not None:
         raise invalid("groups", "given", "None under protocol='official'", "The published procedure splits rows; use protocol='sound'.")
-    z, reader = (_official_features(features), None) if official else (None, _Reader(features, tolerance))
+    standardised = _official_features(features) if official else features[:0]
+    reader = _Reader(features, tolerance)
     table = []
     for name, positive in columns.items():
         if official:
-            rows = [_official(z, positive, k, test_fraction, min_rows) for k in range(n_seeds)]
+            rows = [_official(standardised, positive, k, test_fraction, min_rows) for k in range(n_seeds)]
         else:
             streams = [random_stream(seed, f"binary probe {name} {k}") for k in range(n_seeds)]
             splits = [_split(positive, group, test_fraction, min_rows, n_folds, k, stream) for k, stream in enumerate(streams)]
@@ -635,7 +646,7 @@ def cosine_pairs(
     cosines = cosine_matrix(probes, metric).to_numpy()
     i, j = np.triu_indices(len(probes.names), 1)
     value, names = cosines[i, j], np.array(probes.names, dtype=object)
-    p = random_cosine_p(value, probes.weight.shape[1])
+    p = np.asarray(random_cosine_p(value, probes.weight.shape[1]))
     degrees = np.degrees(np.arccos(value.clip(-1, 1)))
     return pd.DataFrame({"first": names[i], "second": names[j], "cosine": value, "degrees": degrees, "p_random": p, "p_holm": adjust(p, "holm")})
 
