@@ -54,6 +54,7 @@ MAY_IMPORT = {
     "optim": ["core"],
     "train": ["core", "model", "objective", "optim"],
     "probe": ["core"],
+    "binary_probe": ["core"],
     "log": ["core", "train"],
     "report": ["core"],
     "run": LOWER,
