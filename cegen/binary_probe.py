@@ -277,7 +277,7 @@ def _path(p: _Problems, judged: Tensor, owner: Tensor, whole: Tensor, reader: _R
     rows, n_splits = int((p.share[:, whole] > 0).sum(dim=0).max()), int(owner.max()) + 1
     best = torch.full((n_splits,), torch.inf)
     for strength in sorted(strengths, reverse=True):
-        inverse = reader.preconditioner(strength) if 2 * rows >= reader.d else None
+        inverse = reader.preconditioner(strength) if 4 * rows >= reader.d else None
         w, b, z, converged = _descend(p, w, b, strength, inverse)
         total = torch.zeros(n_splits).index_add(0, owner, (judged * F.softplus(-p.y * z)).sum(dim=0))
         loss = total / torch.zeros(n_splits).index_add(0, owner, judged.sum(dim=0)).clamp(min=1)
