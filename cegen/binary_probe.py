@@ -206,13 +206,14 @@ def _line_minimum(p: _Problems, z: Tensor, dz: Tensor, strength: float, ww: Tens
     "How far to go in each problem, (K,): Newton's steps, kept inside a bracket."
     t, low, high = torch.zeros_like(dd), torch.zeros_like(dd), torch.full_like(dd, torch.inf)
     uphill = -p.y * p.share * dz
+    enough = torch.zeros_like(dd)
     for step in range(10):
         probability = torch.sigmoid(-p.y * torch.addcmul(z, t, dz))
         change = probability * uphill
         slope = change.sum(dim=0) + strength * (ww + t * dd)
         curvature = -(change * (1 - probability) * (p.y * dz)).sum(dim=0) + strength * dd
-        first = slope if step == 0 else first
-        if bool((slope.abs() <= 1e-3 * first.abs()).all()):
+        enough = 1e-3 * slope.abs() if step == 0 else enough
+        if bool((slope.abs() <= enough).all()):
             break
         low, high = torch.where(slope < 0, t, low), torch.where(slope > 0, t, high)
         newton = t - slope / curvature.clamp(min=1e-30)
@@ -277,7 +278,7 @@ def _path(p: _Problems, judged: Tensor, owner: Tensor, whole: Tensor, reader: _R
     rows, n_splits = int((p.share[:, whole] > 0).sum(dim=0).max()), int(owner.max()) + 1
     best = torch.full((n_splits,), torch.inf)
     for strength in sorted(strengths, reverse=True):
-        inverse = reader.preconditioner(strength) if 2 * rows >= reader.d else None
+        inverse = reader.preconditioner(strength) if 4 * rows >= reader.d else None
         w, b, z, converged = _descend(p, w, b, strength, inverse)
         total = torch.zeros(n_splits).index_add(0, owner, (judged * F.softplus(-p.y * z)).sum(dim=0))
         loss = total / torch.zeros(n_splits).index_add(0, owner, judged.sum(dim=0)).clamp(min=1)
@@ -530,8 +531,8 @@ class Probes:
     "One hyperplane for each factor: logit = x · weight + bias, in units of the features as they came."
 
     names: tuple[str, ...]  # of the k factors
-    weight: Float[np.ndarray, "k d"]
-    bias: Float[np.ndarray, " k"]
+    weight: Float[np.ndarray, "k d"]  # normals of the hyperplanes, as long as fitted
+    bias: Float[np.ndarray, " k"]  # logits where all features are zero
     strength: Float[np.ndarray, " k"]  # penalty λ per row that was chosen
     mean: Float[np.ndarray, " d"]  # of the features over the rows given
     covariance: Float[np.ndarray, "d d"]  # of the features over the rows given

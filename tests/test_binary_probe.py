@@ -288,7 +288,7 @@ def test_p_values_of_chance_are_calibrated():
     assert table.accuracy.mean() == pytest.approx(0.5, abs=0.01) and table.auc.mean() == pytest.approx(0.5, abs=0.01)
     # Of 150 draws at 5 %, 15 or fewer are expected with probability .99; the plain test of overlapping splits is far above.
     assert (summary.p_corrected < 0.05).sum() <= 15 and (summary.p_permutation < 0.05).sum() <= 15
-    assert (summary.p_published < 0.05).mean() > 0.2
+    assert (summary.p_published < 0.05).sum() > 22
     assert (summary.stars_bonferroni != "").sum() <= 1
     single = table[table.seed == 0].p_permutation
     for level in (0.1, 0.3, 0.5):  # exact up to the steps of a discrete test
