@@ -442,7 +442,8 @@ DSPRITES = ImageSet(
     sizes=(1, 3, 6, 40, 32, 32), channels=1, category="shape",
     licence="Apache-2.0; its README adds the zlib licence of LÖVE, with which the sprites were drawn",
     files=(RemoteFile(
-        f"{_SPRITES}.npz", (f"https://github.com/deepmind/dsprites-dataset/raw/master/{_SPRITES}.npz",),
+        f"{_SPRITES}.npz",
+        tuple(f"https://github.com/{owner}/dsprites-dataset/raw/master/{_SPRITES}.npz" for owner in ("google-deepmind", "deepmind")),
         "md5:7da33b31b13a06f4b04a70402ce90c2e", guess=30_000_000),),
     layouts=(
         Layout((f"{_SPRITES}.npz",), _SPRITES_NPZ), Layout((f"{_SPRITES}.hdf5",), hdf5_file("imgs", "latents/values")),
@@ -488,7 +489,9 @@ CARS3D = ImageSet(
     sizes=(4, 24, 183), channels=3, category="object_type",
     licence="none is stated, neither in the archive nor in the repositories that use it (Apache-2.0, as one page says, "
             "is that of a loader's code): treat it as for research only",
-    files=(RemoteFile(_CARS, (f"http://www.scottreed.info/files/{_CARS}",), "md5:4e866a7919c1beedf53964e6f7a23686", guess=1_000_000_000),),
+    files=(RemoteFile(
+        _CARS, tuple(f"http://{host}/files/{_CARS}" for host in ("www.scottreed.info", "www-personal.umich.edu/~reedscot")),
+        "md5:4e866a7919c1beedf53964e6f7a23686", guess=1_000_000_000),),
     layouts=(
         Layout((_CARS,), lambda paths, _: open_cars(partial(tar_files, paths[0]), paths[0])),
         Layout(("list.txt",), lambda paths, _: open_cars(partial(folder_files, paths), paths[0].parent), others="*.mat"),
