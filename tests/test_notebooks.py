@@ -6,6 +6,10 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from imagenetx_files import chosen, write_validation
+
+from cegen.images.imagenetx import FACTORS
+from cegen.images.pretrained import lite0_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
@@ -96,7 +100,7 @@ def test_study_runs_and_judges_its_prediction(path, tmp_path):
 
 
 def test_every_experiment_is_tested():
-    others = {"relatives", "surface", "image_world", "analogies", "dislib"}
+    others = {"relatives", "surface", "image_world", "analogies", "dislib", "imagenetx"}
     assert {f.stem for f in EXPERIMENTS} == {*SMOKE, *(f.stem for f in STUDIES), *others}
 
 
@@ -171,3 +175,54 @@ def test_table_4_scores_every_factor_of_every_learner(tmp_path, protocol):
         ("r2_circular" in r) == (protocol == "sound") and ("pearson" in r) != (protocol == "sound") for r in circular
     )
     assert all((r["accuracy"] is None) == (r["objective"] != "supervised") for r in records)
+
+
+QUICK = {"n_seeds": 2, "min_rows": 1, "baselines": ["untrained"]}
+
+
+def test_imagenetx_runs_offline_on_edited_photographs(tmp_path):
+    notebook = run("imagenetx", tmp_path, n_pictures=60, **QUICK)
+    content = strict_json(tmp_path / "result.json")
+    models = ["efficientnet_lite0 trained", "efficientnet_lite0 untrained"]
+    assert [model["model"] for model in content["models"]] == models
+    found = {(row["split"], row["model"], row["factor"]) for row in content["records"]}
+    assert len(found) == len(content["records"]) == 2 * 2 * 14
+    scored = [row for row in content["records"] if not row["skipped"]]
+    assert scored and all(0 <= row["accuracy_mean"] <= 1 and row["n_positive"] > 0 for row in scored)
+    assert {row["baseline"] for row in content["comparisons"]} == {models[1]}
+    assert "image/png" in notebook.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("by_class", "protocol"), [(False, "sound"), (True, "official")])
+def test_imagenetx_makes_figure_3_from_a_folder_and_weights(tmp_path, by_class, protocol):
+    "The real path on made-up pictures: both layouts, both variants, factors with too few positives named."
+    annotations = chosen()
+    folder = write_validation(tmp_path / "val", annotations, by_class)
+    weights = {"efficientnet_lite0": str(lite0_weights())}
+    options = {"imagenet_val": str(folder), "partial": True, "weights": weights, "protocol": protocol}
+    run("imagenetx", tmp_path, **QUICK | {"min_rows": 3, "baselines": []}, **options)
+    content = strict_json(tmp_path / "result.json")
+    assert content["config"]["weights"] == {"efficientnet_lite0": lite0_weights().name}, "no path of this machine"
+    variants = {which: [row for row in content["records"] if row["variant"] == which] for which in ("top", "multi")}
+    assert all([row["factor"] for row in rows] == ["class", *FACTORS] for rows in variants.values())
+    counts = {row["factor"]: row["n_positive"] for row in variants["multi"]}
+    assert {name: counts[name] for name in FACTORS} == annotations[list(FACTORS)].sum().to_dict()
+    skipped = {row["factor"]: row["skipped"] for row in variants["top"] if row["skipped"]}
+    assert skipped and all("fewer than 3" in reason for reason in skipped.values())
+    assert all((row["accuracy_mean"] is None) == bool(row["skipped"]) for row in content["records"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"imagenet_val": "val"}, "a weight file for each network"),
+        ({"weights": {"resnet5": "resnet50-11ad3fa6.pth"}}, "resnet50"),
+        ({"imagenet_val": "val", "weights": {"resnet50": "resnet50-11ad3fa6.pth"}}, "a folder that exists"),
+        ({"baselines": ["pixel"]}, "Did you mean 'pixels'?"),
+    ],
+)
+def test_imagenetx_refuses_before_anything_is_computed(tmp_path, given, message):
+    with pytest.raises(papermill.PapermillExecutionError) as failure:
+        run("imagenetx", tmp_path, **given)
+    assert failure.value.ename == "ValueError" and message in failure.value.evalue
+    assert not (tmp_path / "result.json").exists() and not (tmp_path / "features").exists()
