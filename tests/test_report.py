@@ -277,3 +277,39 @@ def test_history_draws_the_measured_excess_where_there_is_one():
     history = pd.DataFrame({"step": [1, 2], "loss": [5.0, 4.0], "excess": [0.5, 0.25]})
     (line,) = report.plot_history(history).axes[0].lines
     assert list(line.get_ydata()) == [0.5, 0.25]
+
+
+def probed(models=("trained", "pixels"), factors=("pose", "darker", "style")):
+    rows = [(model, factor) for model in models for factor in factors]
+    table = pd.DataFrame(rows, columns=["model", "factor"])
+    table["accuracy_mean"] = [0.9, 0.6, None, 0.7, 0.8, None]
+    return table.assign(
+        ci_low=table.accuracy_mean - 0.2,
+        ci_high=table.accuracy_mean + 0.2,
+        n_positive=1234,
+        stars_holm=["***", "", "", "", "**", ""],
+    )
+
+
+def test_probes_are_bars_with_intervals_counts_and_stars():
+    (axes,) = report.plot_factors(probed()).axes
+    bars = [bar for bar in axes.patches if bar.get_height() > 0]
+    assert sorted(round(bar.get_height(), 6) for bar in bars) == [0.6, 0.7, 0.8, 0.9]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["pose (1,234)", "darker (1,234)"], (
+        "skipped: no bar"
+    )
+    middles = sorted(bar.get_x() + bar.get_width() / 2 for bar in bars)
+    drawn = sorted(
+        (float(line[0, 0]), float(line[0, 1]), float(line[1, 1])) for c in axes.collections for line in c.get_segments()
+    )
+    assert np.allclose([x for x, _, _ in drawn], middles), "each interval in the middle of its bar"
+    assert max(high for _, _, high in drawn) <= 1, "no accuracy above one"
+    marks = [text.get_text() for text in axes.texts if text.get_text()]
+    assert sorted(marks) == ["**", "***"]
+
+
+def test_probes_without_counts_or_scores_are_refused():
+    with pytest.raises(ValueError, match="n_positive"):
+        report.plot_factors(probed().drop(columns="n_positive"))
+    with pytest.raises(ValueError, match="summarise"):
+        report.plot_factors(probed().assign(accuracy_mean=float("nan")))
