@@ -316,7 +316,9 @@ def permutation_p(
     size, yes, said = np.bincount(number), np.bincount(number, positive), np.bincount(number, logits > 0)
     pure = (yes == 0) | (yes == size)
     pure_yes, pure_said = yes[pure] > 0, np.bincount(number, logits)[pure] > 0
-    strata = [(pure.sum(), pure_yes.sum(), pure_said.sum()), *zip(size[~pure], yes[~pure], said[~pure], strict=True)]
+    strata = [*zip(size[~pure], yes[~pure], said[~pure], strict=True)]
+    if pure.any():
+        strata.append((pure.sum(), pure_yes.sum(), pure_said.sum()))
     hits = (pure_yes & pure_said).sum() + (positive & (logits > 0) & ~pure[number]).sum()
     distribution = np.ones(1)
     for rows, truths, answers in strata:

@@ -489,6 +489,8 @@ def plot_factors(
     if missing or summary.accuracy_mean.notna().sum() == 0:
         raise invalid("summary", f"{len(summary)} rows, without {missing}", f"rows with the columns {', '.join(FACTOR_COLUMNS)}", "Make it with summarise(); name the models in a column.")
     shown = summary[summary.accuracy_mean.notna()]
+    if shown.duplicated(["model", "factor"]).any():
+        raise invalid("summary", f"{len(summary)} rows", "one row for each model and factor", "Draw one split and variant at a time.")
     factors, models = list(dict.fromkeys(shown.factor)), list(dict.fromkeys(shown.model))
     plt, sns = plotting()
     figure, axes = plt.subplots(figsize=(max(4.0, 0.3 + 0.17 * len(factors) * (len(models) + 1)), 3.4), dpi=80, layout="constrained")
@@ -498,12 +500,13 @@ def plot_factors(
         middle = np.arange(len(factors)) + (k - (len(models) - 1) / 2) * 0.8 / len(models)  # where seaborn has put the bars
         reach = np.abs(rows[["ci_low", "ci_high"]].clip(0, 1).sub(rows.accuracy_mean, axis=0).to_numpy().T)
         axes.errorbar(middle, rows.accuracy_mean, reach, fmt="none", ecolor="0.25", elinewidth=0.8)
-        for x, top, mark in zip(middle, rows.ci_high, rows.stars_holm.fillna(""), strict=True):
-            axes.text(x, min(top, 1) + 0.005, mark, fontsize=6, rotation=90, ha="center", va="bottom")
+        for x, top, mark in zip(middle, rows.ci_high.fillna(rows.accuracy_mean), rows.stars_holm.fillna(""), strict=True):
+            if mark:
+                axes.text(x, min(top, 1) + 0.005, mark, fontsize=6, rotation=90, ha="center", va="bottom")
     axes.axhline(0.5, color="0.3", linewidth=0.8, linestyle="--")
     counts = shown.groupby("factor").n_positive.first()
     axes.set_xticks(range(len(factors)), [f"{name.replace('_', ' ')} ({counts[name]:,})" for name in factors], fontsize=7, rotation=40, ha="right")
-    axes.set(ylim=(max(0, min(0.4, shown.ci_low.min())), 1.08), xlabel="", ylabel="accuracy", title=title)
+    axes.set(ylim=(0, 1.08), xlabel="", ylabel="accuracy", title=title)
     axes.legend(fontsize=7, frameon=False, ncols=min(3, len(models)), loc="lower center", bbox_to_anchor=(0.5, 1.0 if not title else 1.08))
     sns.despine(figure)
     plt.close(figure)

@@ -315,6 +315,12 @@ def test_permutation_p_is_what_shuffling_gives():
     assert permutation_p(positive, logits, groups) == pytest.approx(hits / n, abs=0.03)
 
 
+def test_permutation_p_where_every_group_has_both_answers():
+    positive, groups = np.tile([True, False], 60), np.repeat(np.arange(3), 40)
+    assert permutation_p(positive, np.where(positive, 1.0, -1.0), groups) < 1e-10
+    assert permutation_p(positive, np.where(positive, -1.0, 1.0), groups) == pytest.approx(1)
+
+
 def test_adjusted_p_values():
     p = np.array([0.01, np.nan, 0.04, 0.03, 0.5])
     assert adjust(p, "bonferroni")[[0, 2, 3, 4]] == pytest.approx([0.04, 0.16, 0.12, 1])

@@ -313,3 +313,5 @@ def test_probes_without_counts_or_scores_are_refused():
         report.plot_factors(probed().drop(columns="n_positive"))
     with pytest.raises(ValueError, match="summarise"):
         report.plot_factors(probed().assign(accuracy_mean=float("nan")))
+    with pytest.raises(ValueError, match="one row for each model and factor"):
+        report.plot_factors(pd.concat([probed(), probed()]))
