@@ -204,10 +204,13 @@ def test_imagenetx_makes_figure_3_from_a_folder_and_weights(tmp_path, by_class, 
     content = strict_json(tmp_path / "result.json")
     assert content["config"]["weights"] == {"efficientnet_lite0": lite0_weights().name}, "no path of this machine"
     variants = {which: [row for row in content["records"] if row["variant"] == which] for which in ("top", "multi")}
-    assert all([row["factor"] for row in rows] == ["class", *FACTORS] for rows in variants.values())
+    for rows in variants.values():
+        assert [row["factor"] for row in rows if row["split"] == "random"] == ["class", *FACTORS]
     counts = {row["factor"]: row["n_positive"] for row in variants["multi"]}
     assert {name: counts[name] for name in FACTORS} == annotations[list(FACTORS)].sum().to_dict()
-    skipped = {row["factor"]: row["skipped"] for row in variants["top"] if row["skipped"]}
+    splits = ["class", "random"] if protocol == "sound" else ["random"]
+    assert list(dict.fromkeys(row["split"] for row in content["records"])) == splits
+    skipped = {row["factor"]: row["skipped"] for row in variants["top"] if row["skipped"] and row["split"] == "random"}
     assert skipped and all("fewer than 3" in reason for reason in skipped.values())
     assert all((row["accuracy_mean"] is None) == bool(row["skipped"]) for row in content["records"])
 
