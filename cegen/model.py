@@ -175,9 +175,11 @@ def logits_at_once(
     device: torch.device,  # where they are
 ) -> int:  # numbers, at most n · n_rows
     "How many logits `linear_cross_entropy` holds at a time."
-    enough = 2**19 if device.type == "cpu" else 2**25
+    at_once, chunk = (2**22, 2**19) if device.type == "cpu" else (2**25, 2**25)
+    if n * n_rows <= at_once:
+        return n * n_rows
     # A chunk of few samples would spend its time on adding its gradient of all rows to that of the others.
-    return min(n * n_rows, max(enough, 32 * n_rows))
+    return min(n * n_rows, max(chunk, 32 * n_rows))
 
 
 def linear_cross_entropy(

@@ -8,8 +8,8 @@ __all__ = ['PRECISIONS', 'BETAS', 'CHECKPOINT', 'Callback', 'Log', 'N_PREPARE', 
            'save_checkpoint', 'load_checkpoint', 'run_tensors', 'save_training', 'check_identity', 'resume',
            'mean_loss', 'mean_losses', 'bytes_kept', 'free_memory', 'logits_held', 'check_memory', 'FitResult',
            'progress', 'look', 'train', 'fit', 'make_settings', 'check_batch', 'start_run', 'finish', 'set_rates',
-           'prepare', 'start', 'structure', 'check_alike', 'Learner', 'stack', 'side_by_side', 'check_batchable',
-           'as_lists', 'fit_many']
+           'prepare', 'keep_freed_memory', 'start', 'structure', 'check_alike', 'Learner', 'stack', 'side_by_side',
+           'check_batchable', 'as_lists', 'fit_many']
 
 # %% ../nbs/09_train.ipynb #4eda5866
 import copy
@@ -583,6 +583,12 @@ def prepare(
         run.encoder.prepare(run.source.sample(N_PREPARE, random_stream(run.settings.seed, "prepare", run.source.device)).x)
 
 
+def keep_freed_memory() -> None:
+    "Have the C library keep what a step frees, instead of handing it back and fetching it anew, page by page, in the next step."
+    # glibc hands back blocks above a threshold, which rises to the size of the largest one freed so far, at most 32 MiB: see mallopt(3).
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+
+
 def start(
     runs: list[Run],  # the runs
     join: Callable[[list[Run]], Training],  # `alone` or `side_by_side`
@@ -590,6 +596,7 @@ def start(
 ) -> tuple[Training, Path | None]:  # ready for the next step, and the folder
     "Prepare fresh runs, or put runs back to where their checkpoint was written."
     check_memory(runs)
+    keep_freed_memory()
     folder = None if checkpoint is None else check_writable(checkpoint)
     fresh = folder is None or not (folder / CHECKPOINT).exists()
     if fresh:

@@ -204,11 +204,11 @@ def test_auxiliary_head_is_initialised_from_the_generator_alone():
 # ---- the loss
 
 
-MANY = 6_000  # labels: more logits for 200 samples than are held at once
+MANY = 16_000  # labels: more logits for 300 samples than are held at once
 CPU = torch.device("cpu")
 
 
-def problem(n=200, n_rows=MANY, dim=4, dtype=torch.float32):
+def problem(n=300, n_rows=MANY, dim=4, dtype=torch.float32):
     "Features, rows, biases and labels."
     g = random_stream(0, "problem")
     u, w, b = (torch.randn(shape, generator=g, dtype=dtype) for shape in ((n, dim), (n_rows, dim), (n_rows,)))
@@ -240,7 +240,7 @@ def test_loss_and_gradients_in_chunks_are_those_of_the_whole(chunked, dtype, wit
     assert chunked == [2**19 // MANY], "the test is about the other path"
     torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-5)
     for got, right in zip(*(torch.autograd.grad((x * weights).mean(), wanted) for x in (ours, whole)), strict=True):
-        torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(got, right, rtol=1e-5, atol=5e-7)
         assert right.abs().max() > 1e-4
 
 
@@ -256,7 +256,9 @@ def test_few_logits_are_held_whole_and_have_second_derivatives(chunked):
     ("n", "n_rows", "device", "held"),
     [
         (512, 1000, "cpu", 512_000),
-        (1024, 1000, "cpu", 2**19),
+        (1024, 1000, "cpu", 1_024_000),
+        (1024, 4096, "cpu", 2**22),
+        (1024, 4097, "cpu", 2**19),
         (1024, 1_000_000, "cpu", 32_000_000),
         (10, 1_000_000, "cpu", 10_000_000),
         (8192, 1000, "cuda", 8_192_000),
@@ -278,8 +280,8 @@ def test_heads_say_how_many_logits_they_hold():
 @pytest.mark.parametrize("case", ["C1", "C3"])
 def test_gradient_of_very_many_unit_rows_is_that_of_the_plain_softmax(chunked, case):
     g = random_stream(0, "unit rows")
-    head, f = Head(MANY, 4, case, beta=3.0), torch.randn(200, 4, generator=g)
-    labels = torch.randint(MANY, (200,), generator=g)
+    head, f = Head(MANY, 4, case, beta=3.0), torch.randn(300, 4, generator=g)
+    labels = torch.randint(MANY, (300,), generator=g)
     right = torch.autograd.grad(F.cross_entropy(head(f), labels), head.weight)[0]
     ours = torch.autograd.grad(head.cross_entropy(f, labels), head.weight)[0]
     assert chunked
@@ -345,7 +347,7 @@ def test_memory_is_flat_in_the_batch():
 @pytest.mark.parametrize("n_rows", [30, MANY])
 def test_head_computes_the_cross_entropy_of_its_own_logits(case, n_rows):
     g = random_stream(0, "loss")
-    f, labels = torch.randn(200, 4, generator=g), torch.randint(n_rows, (200,), generator=g)
+    f, labels = torch.randn(300, 4, generator=g), torch.randint(n_rows, (300,), generator=g)
     for head in (Head(n_rows, 4, case, beta=2.5, bias=True), AuxiliaryHead(n_rows, 4, case)):
         torch.nn.init.normal_(head.bias, generator=g)
         for reduction in ("mean", "none"):

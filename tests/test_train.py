@@ -572,6 +572,28 @@ def test_a_whole_step_on_a_gpu_never_waits():
 # ---- a batch that does not fit
 
 
+FAULTS = """
+import resource
+from cegen.run import Config, make_model, make_source
+from cegen import fit
+
+def faults(step, encoder, head):
+    return {"faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt}
+
+config = Config()
+source = make_source(config, 0)
+result = fit(source, *make_model(config, source, 0), callbacks=[faults], steps=90, eval_every=30, device="cpu")
+print(result.history.faults.diff().iloc[-1] / 30)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the pages that Linux clears")
+def test_memory_that_a_step_frees_is_there_for_the_next():
+    logits = 512 * 1000 * 4 / 4096  # pages
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.2 * logits
+
+
 @pytest.mark.parametrize("n_runs", [1, 3])
 def test_a_batch_larger_than_the_memory_is_refused_without_being_made(n_runs):
     with Largest() as largest, pytest.raises(ValueError, match="batch_size=10000000000 .*GiB are free") as error:
