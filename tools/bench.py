@@ -5,6 +5,7 @@ own (memory, import time) is started through this same file.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 import torch
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
 import cegen
@@ -41,7 +42,7 @@ from cegen import (
 )
 from cegen.core import random_stream, write_json
 from cegen.grid import Grid
-from cegen.model import SampledHead
+from cegen.model import ARCHITECTURES, SampledHead
 from cegen.objective import get_objective
 from cegen.run import make_model, make_source
 from cegen.sweep import RUN_FILES, checked_runs, collect, plan, sweep, write_table
@@ -122,13 +123,14 @@ def default_training(
     softmax: str = "full",
     batch: int = 1024,
     steps: int = 10_000,
+    architecture: str = "residual",
 ):
     "A world of the default row and a model about to take its first step."
     source = SyntheticSource(
         ClusterDGP(dim, 100, n_instances, 10.0, seed=0), InvertibleMLP(dim, law="conditioned", seed=0)
     )
     head = {"full": Head, "sampled": SampledHead}[softmax](n_instances, dim, case, generator=random_stream(0, "head"))
-    encoder = Encoder(dim, dim, generator=random_stream(0, "encoder"))
+    encoder = Encoder(dim, dim, architecture, generator=random_stream(0, "encoder"))
     settings = Settings(steps=steps, batch_size=batch)
     run = start_run(source, encoder, head, get_objective("diet"), settings, torch.device("cpu"))
     return start([run], alone, None)[0]
@@ -141,30 +143,29 @@ def matmul_rate(n: int = 1024) -> float:
 
 
 def products_of_step(training) -> tuple[int, float]:
-    "Operations of all matrix products of forward and backward, and the seconds that these products take by themselves."
+    "Operations of all matrix products of a step (forward, backward, update), and the seconds that these products take by themselves."
     run = training.runs[0]
     batch = run.source.sample(run.settings.batch_size, run.generator)
-    shapes: list[tuple[int, int, int]] = []
+    operands: list[tuple[torch.Tensor, torch.Tensor]] = []
+    products = {getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm")}
 
-    class Shapes(torch.utils._python_dispatch.TorchDispatchMode):
+    class Operands(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            if func in products:
                 a, b = args[-2:]
-                shapes.append((a.shape[0], a.shape[1], b.shape[1]))
+                operands.append((torch.randn(a.shape), torch.randn(b.shape)))
             return func(*args, **(kwargs or {}))
 
-    with Shapes(), FlopCounterMode(display=False) as counter:
-        # The logits all at once: the counter does not look into PyTorch's chunked cross-entropy.
-        cross_entropy(run.head(run.encoder(batch.x)), batch.instance).backward()
-    operands = [(torch.randn(m, k), torch.randn(k, n)) for m, k, n in shapes]
+    with Operands(), FlopCounterMode(display=False) as counter:
+        training_step([batch], training.losses_of, training.optimizers)
     return counter.get_total_flops(), seconds(lambda: [a @ b for a, b in operands])
 
 
 def step() -> list[dict]:
     "Where the time of a training step of the default row goes, beside what its arithmetic would take at the machine's limit."
     rows, limit = [], matmul_rate()
-    for batch in (512, 1024):
-        training = default_training(batch=batch)
+    for architecture, batch in itertools.product(ARCHITECTURES, (512, 1024)):
+        training = default_training(batch=batch, architecture=architecture)
         run = training.runs[0]
         drawn = run.source.sample(batch, run.generator)
 
@@ -192,6 +193,7 @@ def step() -> list[dict]:
         total = seconds(whole)
         rows.append(
             {
+                "architecture": architecture,
                 "batch": batch,
                 "draw_ms": 1e3 * drawing,
                 "forward_ms": 1e3 * ahead,
