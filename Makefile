@@ -15,7 +15,7 @@ test test-notebooks test-python: export OMP_WAIT_POLICY := PASSIVE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint in-sync test-notebooks test-python lab notebooks export clean-notebooks docs docs-serve readme results studies tables surfaces images recipe bench clean
+.PHONY: help demo test lint in-sync test-notebooks test-python lab notebooks export clean-notebooks docs docs-serve readme results studies tables surfaces images recipe trials bench clean
 
 help:  ## list every task
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -105,6 +105,9 @@ images: $(VENV)/.dev  ## run the image experiments of the reports, three seeds (
 
 recipe: $(VENV)/.dev  ## change one thing at a time about the recipe, three seeds (half an hour); runs that are there are kept
 	$(BIN)/python tools/recipe.py
+
+trials: $(VENV)/.dev  ## run what was tried where rows of the tables fall short (half an hour); trials that are there are kept
+	$(BIN)/python tools/trials.py
 
 bench: $(VENV)/.dev  ## measure sampler, step, accuracy over time, memory and imports on this machine (a quarter of an hour, alone)
 	$(BIN)/python tools/bench.py

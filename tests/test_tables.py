@@ -36,6 +36,11 @@ def recipe(root):
     return tool(root, "recipe")
 
 
+@pytest.fixture(scope="module")
+def trials(root):
+    return tool(root, "trials")
+
+
 @pytest.mark.parametrize(("number", "cases"), [(2, 2), (3, 1)])
 def test_every_row_of_the_paper_is_run_under_both_laws(tables, number, cases):
     rows, paper = tables.rows(number), paper_table(number)
@@ -134,3 +139,17 @@ def test_committed_image_worlds_are_recovered(root):
     ]
     assert all(r["r2_z"] > r["r2_x"] and r["r2_z"] > r["r2_untrained"] for r in records)
     assert all(r["r2_z"] >= 0.99 for r in records if r["objective"] == "supervised")
+
+
+@pytest.mark.parametrize("name", ["flat_minima", "free_rows_d20"])
+def test_every_trial_has_its_record_and_every_record_its_trial(root, trials, name):
+    rows = json.loads((root / "results" / f"{name}.json").read_text(encoding="utf-8"))["records"]
+    assert [trials.place(row, trials.TRIALS[name]) for row in rows] == list(range(len(trials.TRIALS[name])))
+
+
+@pytest.mark.parametrize("case", ["C1", "C2"])
+def test_rows_of_a_class_scatter_unless_it_has_one(trials, case):
+    world = {"n_classes": 10, "n_instances": 40, "case": case, "steps": 30, "batch_size": 128}
+    by_instance, by_class = trials.run(world), trials.run(world | {"objective": "supervised", "n_instances": 10})
+    assert by_instance["row_scatter"] > 0.01 and by_class["row_scatter"] == 0
+    assert trials.place(by_instance, [world | {"steps": 31}, world]) == 1
