@@ -110,21 +110,26 @@ LOOK = """() => {
 
 @pytest.fixture(scope="session")
 def visits(address, browser) -> dict[str, Visit]:
-    seen = {}
+    seen, names = {}, list(PAGES)
     context = browser.new_context(viewport={"width": 1300, "height": 900})
-    for name in PAGES:
+
+    def visit(name: str):
         page, complaints, foreign = context.new_page(), [], []
-        page.on("console", lambda m, c=complaints: c.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda e, c=complaints: c.append(str(e)))
-        page.on("requestfailed", lambda r, c=complaints: c.append(f"failed: {r.url}"))
-        page.on("response", lambda r, c=complaints: c.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
-        page.on(
-            "request", lambda r, f=foreign: None if r.url.startswith((address, "data:", "blob:")) else f.append(r.url)
-        )
-        page.goto(address + name, wait_until="networkidle")
-        look = page.evaluate(LOOK)
-        seen[name] = Visit(complaints, foreign, **{**look, "anchors": set(look["anchors"])})
-        page.close()
+        page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda e: complaints.append(str(e)))
+        page.on("requestfailed", lambda r: complaints.append(f"failed: {r.url}"))
+        page.on("response", lambda r: complaints.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
+        page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else foreign.append(r.url))
+        page.goto(address + name)
+        return name, page, complaints, foreign
+
+    # Several pages stay open together, so that the half second without requests passes for all of them at once.
+    for k in range(0, len(names), 8):
+        for name, page, complaints, foreign in [visit(name) for name in names[k : k + 8]]:
+            page.wait_for_load_state("networkidle")
+            look = page.evaluate(LOOK)
+            seen[name] = Visit(complaints, foreign, **{**look, "anchors": set(look["anchors"])})
+            page.close()
     context.close()
     return seen
 
@@ -232,14 +237,14 @@ CONTRAST = """() => {
     return [...m.slice(0, 3).map(v => v * scale), m.length < 4 ? 1 : m[3]];
   };
   const over = (a, b) => [0, 1, 2].map(i => a[i] * a[3] + b[i] * (1 - a[3]));
+  const grounds = new Map();
   const ground = e => {
-    const layers = [];
-    for (; e; e = e.parentElement) {
+    if (!e) return [255, 255, 255];
+    if (!grounds.has(e)) {
       const c = parse(getComputedStyle(e).backgroundColor);
-      layers.push(c);
-      if (c[3] === 1) break;
+      grounds.set(e, c[3] === 1 ? c.slice(0, 3) : over(c, ground(e.parentElement)));
     }
-    return layers.reverse().reduce((below, c) => over(c, below), [255, 255, 255]);
+    return grounds.get(e);
   };
   const light = rgb => {
     const [r, g, b] = rgb.map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
@@ -248,8 +253,8 @@ CONTRAST = """() => {
   const poor = [];
   for (const e of document.querySelectorAll('main *, #quarto-sidebar *, #TOC *, #quarto-header *')) {
     const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
-    if (!own || !e.checkVisibility({ visibilityProperty: true, opacityProperty: true })) continue;
-    if (e.closest('svg, .cell-output, .anchorjs-link, [aria-hidden=true]')) continue;
+    if (!own || e.closest('svg, .cell-output, .anchorjs-link, [aria-hidden=true]')) continue;
+    if (!e.checkVisibility({ visibilityProperty: true, opacityProperty: true })) continue;
     const back = ground(e), fore = over(parse(getComputedStyle(e).color), back);
     const [hi, lo] = [light(fore), light(back)].sort((a, b) => b - a);
     const ratio = (hi + 0.05) / (lo + 0.05);
