@@ -67,13 +67,18 @@ class _Reader:
     "Turns syntax trees of one file into symbols."
 
     def __init__(self, module: str, source: str):
-        self.module, self.source = module, source
+        self.module, self.lines = module, [line.encode() for line in source.split("\n")]
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
         self.comments = {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}
 
     def text(self, node: ast.AST | None) -> str:
-        "The source of a node on one line."
-        return re.sub(r"\s+", " ", ast.get_source_segment(self.source, node) or "") if node is not None else ""
+        "The source of a node on one line. Columns of a tree count bytes."
+        if node is None:
+            return ""
+        lines = self.lines[node.lineno - 1 : node.end_lineno]
+        lines[-1] = lines[-1][: node.end_col_offset]
+        lines[0] = lines[0][node.col_offset :]
+        return re.sub(r"\s+", " ", b"\n".join(lines).decode())
 
     def read(self, node: ast.AST, owner: str = "") -> Symbol:
         symbol = Symbol(owner + node.name, self.module, node.lineno, "function", ast.get_docstring(node) or "", [])
