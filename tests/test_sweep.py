@@ -113,11 +113,11 @@ def kernels_in(folder: Path) -> list[psutil.Process]:
 
 
 def test_every_run_gives_one_row(tiny):
-    grid = tiny(6, seeds=(0, 1))
+    grid = tiny(15, seeds=(0, 1))
     result = sweep(grid, workers=2)
-    assert repr(result) == "12 done, 0 failed, 0 open"
+    assert repr(result) == "30 done, 0 failed, 0 open"
     table = pd.read_parquet(grid.folder / "results.parquet")
-    assert len(table) == 12 and set(table.metric) == {"y"}
+    assert len(table) == 30 and set(table.metric) == {"y"}
     assert (table.value == 2 * table.x).all()
     assert (table.groupby(["x", "seed"]).size() == 1).all()
     assert (plan(grid).seconds > 0).all()
@@ -464,8 +464,8 @@ def test_training_that_is_killed_goes_on_from_its_checkpoint(tmp_path):
         "n_classes": 10,
         "n_instances": 20,
         "batch_size": 64,
-        "steps": 2000,
-        "eval_every": 50,
+        "steps": 4000,
+        "eval_every": 100,
         "n_test": 100,
     }
     grid = Grid("resumed", ROOT / "nbs" / "experiments" / "identify.ipynb", base, seeds=(0,), out=tmp_path / "runs")
@@ -477,11 +477,11 @@ def test_training_that_is_killed_goes_on_from_its_checkpoint(tmp_path):
     process.communicate()
     wait_until(lambda: kernels_in(grid.folder) == [], seconds=10)
     before = pd.read_csv(curve)
-    assert before.step.max() < 2000
+    assert before.step.max() < 4000
     output, _ = command(file).communicate(timeout=300)
     assert "1 done" in output
     after = pd.read_csv(curve)
-    assert list(after.step) == list(range(50, 2001, 50))
+    assert list(after.step) == list(range(100, 4001, 100))
     kept = len(before) - 1  # the last row may have been written a moment before its checkpoint
     pd.testing.assert_frame_equal(
         after.head(kept), before.head(kept)
