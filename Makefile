@@ -54,8 +54,7 @@ in-sync: $(VENV)/.dev  ## notebooks are clean and the package is what they expor
 	$(BIN)/python tools/check_sync.py
 
 test-notebooks: $(VENV)/.dev  ## execute the reference and theory notebooks and the reports as tests
-	find nbs -name '*.ipynb' -not -path '*/.*' -not -path 'nbs/experiments/*' -not -path 'nbs/tutorials/*' | sort | \
-	  OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --n_workers 0 --do_print --timing --path
+	$(BIN)/python tools/check_notebooks.py
 
 test-python: $(VENV)/.dev  ## pytest: statistics, resume, project rules, experiments, wheel, site
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10

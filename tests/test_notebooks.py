@@ -1,6 +1,8 @@
 """Every experiment runs under papermill with parameters that are small but not its defaults, and they take effect."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -16,7 +18,7 @@ EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
 STUDIES = [f for f in EXPERIMENTS if f.stem.startswith("falsify_")]
 
 # Experiments that write a result.json, with parameters that are small enough for seconds. The others have tests of their own below.
-# (Reference and theory notebooks run under nbdev_test.)
+# (Reference and theory notebooks are tests themselves: tools/check_notebooks.py.)
 SMOKE = {"identify": {"dim": 3, "n_classes": 20, "n_instances": 100, "steps": 100}}
 
 pytestmark = pytest.mark.slow
@@ -97,6 +99,23 @@ def test_study_runs_and_judges_its_prediction(path, tmp_path):
     assert study["settings"] == {"steps": 10, "batch_size": 64}
     assert len(study["records"]) > 2
     assert all(r["excess"] > -5 * r["excess_se"] and r["findings"] for r in study["records"])
+
+
+def test_reference_notebook_that_fails_or_dies_is_named(tmp_path):
+    cells = {
+        "fine": "import cegen",
+        "fails": "assert 1 == 2",
+        "dies": "import os\nos._exit(3)",
+        "skipped": "#| cuda\n1 / 0",
+    }
+    for name, source in cells.items():
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+    command = [sys.executable, ROOT / "tools" / "check_notebooks.py", *(tmp_path / f"{name}.ipynb" for name in cells)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 1
+    named = done.stderr.strip().splitlines()[-1]
+    assert [name for name in cells if f"{name}.ipynb" in named] == ["fails", "dies"]
 
 
 def test_every_experiment_is_tested():

@@ -1,0 +1,54 @@
+"""Execute the reference and theory notebooks and the reports as tests, two at a time, each in a process of its own.
+
+The processes are forked from one that has only imported the libraries, so that not every notebook spends its first seconds on that.
+"""
+
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from nbdev.config import get_config
+from nbdev.test import test_nb
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT / "nbs"
+ELSEWHERE = {"experiments", "tutorials"}  # pytest executes these, under papermill
+IMPORTED = ["nbdev.test", "nbdev.showdoc", "torch", "pandas", "seaborn", "cegen"]
+
+
+def default_notebooks() -> list[Path]:
+    "Those that are tests."
+    found = sorted(path.relative_to(NBS) for path in NBS.rglob("*.ipynb"))
+    return [NBS / p for p in found if p.parts[0] not in ELSEWHERE and not any(part.startswith(".") for part in p.parts)]
+
+
+def execute(path: Path) -> None:
+    "Run a notebook to its end, or exit with an error."
+    passed, seconds = test_nb(path, skip_flags=get_config().tst_flags.split(), basepath=ROOT)
+    print(f"{os.path.relpath(path)}: {'passed' if passed else 'FAILED'} in {seconds:.0f} s", flush=True)
+    sys.exit(not passed)
+
+
+def main(names: list[str]) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # two run side by side
+    fork = multiprocessing.get_context("forkserver")
+    if sys.platform == "linux":  # elsewhere the system's own libraries may not survive a fork
+        fork.set_forkserver_preload(IMPORTED)
+
+    def passes(path: Path) -> bool:
+        process = fork.Process(target=execute, args=(path,))
+        process.start()
+        process.join()
+        return process.exitcode == 0
+
+    paths = [Path(name).resolve() for name in names] or default_notebooks()
+    with ThreadPoolExecutor(2) as pool:
+        passed = list(pool.map(passes, paths))
+    failed = [os.path.relpath(path) for path, ok in zip(paths, passed, strict=True) if not ok]
+    sys.exit(f"These notebooks failed: {', '.join(failed)}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
