@@ -15,7 +15,7 @@ from nbdev.test import test_nb
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 ELSEWHERE = {"experiments", "tutorials"}  # pytest executes these, under papermill
-IMPORTED = ["nbdev.test", "nbdev.showdoc", "torch", "pandas", "seaborn", "cegen"]
+IMPORTED = ["nbdev.test", "nbdev.showdoc", "torch", "pandas", "seaborn", "cegen.run"]
 
 
 def default_notebooks() -> list[Path]:
