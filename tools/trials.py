@@ -47,6 +47,8 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
         UNIT | {"batch_size": 4096, "steps": 3000},
         UNIT | {"batch_size": 4096, "steps": 3000, "head_lr": 3.0},
         UNIT | {"batch_size": 8192, "steps": 2000},
+        UNIT | {"batch_size": 4096, "steps": 6000},
+        UNIT | {"batch_size": 4096, "steps": 6000, "g_law": "published", "seed": 1},
         FREE,
         FREE | {"batch_size": 2048, "steps": 3000, "head_lr": 0.3},
         FREE | {"batch_size": 4096, "steps": 3000, "head_lr": 2.0},
