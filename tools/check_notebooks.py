@@ -1,12 +1,12 @@
 """Execute the reference and theory notebooks and the reports as tests, two at a time, each in a process of its own.
 
-The processes are forked from one that has only imported the libraries, so that not every notebook spends its first seconds on that.
+The processes are forked from one that has only imported other people's libraries, so that not every notebook spends its first seconds on that.
 """
 
 import multiprocessing
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from nbdev.config import get_config
@@ -15,7 +15,7 @@ from nbdev.test import test_nb
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 ELSEWHERE = {"experiments", "tutorials"}  # pytest executes these, under papermill
-IMPORTED = ["nbdev.test", "nbdev.showdoc", "torch", "pandas", "seaborn", "cegen.run"]
+IMPORTED = ["nbdev.test", "nbdev.showdoc", "torch", "pandas", "seaborn", "sklearn.linear_model"]
 
 
 def default_notebooks() -> list[Path]:
@@ -37,16 +37,17 @@ def main(names: list[str]) -> None:
     if sys.platform == "linux":  # elsewhere the system's own libraries may not survive a fork
         fork.set_forkserver_preload(IMPORTED)
 
-    def passes(path: Path) -> bool:
-        process = fork.Process(target=execute, args=(path,))
-        process.start()
-        process.join()
-        return process.exitcode == 0
-
-    paths = [Path(name).resolve() for name in names] or default_notebooks()
-    with ThreadPoolExecutor(2) as pool:
-        passed = list(pool.map(passes, paths))
-    failed = [os.path.relpath(path) for path, ok in zip(paths, passed, strict=True) if not ok]
+    waiting = [Path(name).resolve() for name in reversed(names)] or default_notebooks()[::-1]
+    running, failed = {}, []
+    while waiting or running:
+        while waiting and len(running) < 2:
+            process = fork.Process(target=execute, args=(path := waiting.pop(),))
+            process.start()
+            running[process.sentinel] = process, path
+        for ended in wait(running):
+            process, path = running.pop(ended)
+            process.join()
+            failed += [os.path.relpath(path)] if process.exitcode else []
     sys.exit(f"These notebooks failed: {', '.join(failed)}" if failed else 0)
 
 
