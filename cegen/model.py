@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'CASES', 'linear', 'mlp', 'ResidualBlock', 'ResidualMLP', 'Whitening', 'Encoder', 'logits_at_once',
-           'linear_cross_entropy', 'Head', 'SampledHead', 'Similarity', 'Marginal', 'AuxiliaryHead']
+           'widened', 'linear_cross_entropy', 'Head', 'SampledHead', 'Similarity', 'Marginal', 'AuxiliaryHead']
 
 # %% ../nbs/05_model.ipynb #06bc7051
 import math
@@ -182,6 +182,13 @@ def logits_at_once(
     return min(n * n_rows, max(chunk, 32 * n_rows))
 
 
+def widened(
+    logits: Float[Tensor, "n rows"],  # in any precision
+) -> Float[Tensor, "n rows"]:  # in single precision at least
+    "Logits in which a softmax can be summed; autocast does this by itself, but not under `torch.vmap`."
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def linear_cross_entropy(
     features: Float[Tensor, "n d"],  # what the rows are multiplied with
     rows: Float[Tensor, "rows d"],  # one for each label
@@ -325,8 +332,13 @@ class SampledHead(Head):
 
     @property
     def sparse_parameters(self) -> list[nn.Parameter]:
-        "The parameters whose gradients are sparse, to be trained by `torch.optim.SparseAdam`."
+        "The parameters of which a step moves a few rows: to be trained by `torch.optim.SparseAdam`, or by `RowAdam` where gradients are dense."
         return [self.weight]
+
+    @property
+    def sparse_gradients(self) -> bool:
+        "Whether these gradients are sparse tensors: on a processor, not on a GPU."
+        return self.weight.device.type == "cpu"
 
     def cross_entropy(
         self,
@@ -339,11 +351,12 @@ class SampledHead(Head):
             return super().cross_entropy(f, labels, reduction)
         self._check(f)
         # A GPU would have to wait for a look at the labels; there a batch without rivals has no gradient and does no harm.
-        if len(labels) < 2 or (labels.device.type == "cpu" and not bool((labels != labels[0]).any())):
+        if len(labels) < 2 or (self.sparse_gradients and not bool((labels != labels[0]).any())):
             raise invalid("labels", "all the same", "of at least two kinds", "Take larger batches, or more labels.")
-        rows = self._row_norm(F.embedding(labels, self.weight, sparse=True))
+        rows = self._row_norm(F.embedding(labels, self.weight, sparse=self.sparse_gradients))
         hats = zip(*(part.tensor_split(self._n_hats(len(labels))) for part in (self.beta * self.features(f), rows)), strict=True)
-        losses = torch.cat([F.cross_entropy(F.linear(z, w), torch.arange(len(w), device=w.device), reduction="none") for z, w in hats])
+        logits = [widened(F.linear(z, w)) for z, w in hats]
+        losses = torch.cat([F.cross_entropy(each, torch.arange(len(each), device=each.device), reduction="none") for each in logits])
         return losses.mean() if reduction == "mean" else losses
 
     def _n_hats(self, n: int) -> int:

@@ -15,6 +15,7 @@ from test_vmf import Largest, NoLook
 from torch import nn
 
 from cegen import (
+    ArraySource,
     CheckpointError,
     ClusterDGP,
     Config,
@@ -24,6 +25,7 @@ from cegen import (
     PairedSource,
     SyntheticSource,
     TrainingDiverged,
+    VonMisesFisher,
     fit,
     fit_many,
     probe,
@@ -39,17 +41,21 @@ from cegen.train import (
     BETAS,
     CHECKPOINT,
     N_PREPARE,
+    RecordedStep,
     Settings,
     alone,
     bytes_kept,
     check_alike,
     evaluate,
+    is_recordable,
     load_checkpoint,
     logits_held,
     mean_losses,
     set_rates,
     side_by_side,
     start_run,
+    step_of,
+    take_step,
     training_step,
 )
 
@@ -540,9 +546,7 @@ def prepared_trainings():
 
 def whole_step(training):
     set_rates(training.optimizers, 0.5)
-    batches = [run.source.sample(64, run.generator) for run in training.runs]
-    losses = training_step(batches, training.losses_of, training.optimizers)
-    return torch.stack([losses.float(), torch.stack([batch.x.sum().float() for batch in batches])], dim=1)
+    return take_step(training)
 
 
 @pytest.mark.parametrize("which", ["alone", "side by side"])
@@ -567,6 +571,104 @@ def test_a_whole_step_on_a_gpu_never_waits():
         whole_step(training)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+# ---- recorded steps
+
+
+class Own(torch.nn.Linear):
+    "A layer that a researcher has written: nobody knows what it does besides."
+
+
+def test_steps_are_recorded_only_if_all_parts_are_known_to_be_the_same_operations_every_time():
+    def run(source=None, encoder=None, head=None, objective="diet"):
+        known = world()
+        parts = (source or known[0], encoder or known[1], head or known[2])
+        return start_run(*parts, get_objective(objective), Settings(batch_size=64), torch.device("cpu"))
+
+    mixing, hooked = InvertibleMLP(3), Encoder(3, 3)
+    hooked.register_forward_hook(lambda *args: None)
+    arrays = ArraySource(torch.randn(200, 3), instance=torch.arange(200) % 120)
+    assert is_recordable(run())
+    assert is_recordable(run(encoder=torch.nn.Sequential(torch.nn.Linear(3, 3))))
+    assert is_recordable(run(arrays))
+    assert is_recordable(run(head=SampledHead(120, 3)))
+    for other in (
+        run(SyntheticSource(ClusterDGP(3, 12, 120, label_noise=0.1), mixing)),
+        run(SyntheticSource(ClusterDGP(3, 12, 120, class_weights=torch.arange(1.0, 13)), mixing)),
+        run(SyntheticSource(ClusterDGP(3, 12, 120, conditional=lambda mu: VonMisesFisher(mu, 5.0)), mixing)),
+        run(SyntheticSource(ClusterDGP(3, 12, 120), Own(3, 3))),
+        run(encoder=torch.nn.Sequential(Own(3, 3))),
+        run(encoder=hooked),
+        run(objective=CrossEntropy("own", "instance"), head=torch.nn.Sequential(Own(3, 120))),
+    ):
+        assert not is_recordable(other)
+
+
+def test_on_a_processor_steps_are_taken_one_operation_at_a_time():
+    for training in prepared_trainings().values():
+        assert not isinstance(step_of(training), RecordedStep)
+
+
+def gpu_parts(head, seeds=(0,)):
+    rows = {"full": Head, "sampled": SampledHead}[head]
+    return (
+        [SyntheticSource(ClusterDGP(3, 12, 120, seed=k), InvertibleMLP(3, seed=k)) for k in seeds],
+        [Encoder(3, 3, width=16, n_blocks=1, generator=k) for k in seeds],
+        [rows(120, 3, "C1", generator=k) for k in seeds],
+    )
+
+
+def gpu_fit(head, checkpoint=None, **options):
+    parts = (part[0] for part in gpu_parts(head))
+    return fit(
+        *parts, device="cuda", checkpoint=checkpoint, **{"steps": 60, "batch_size": 64, "eval_every": 20} | options
+    )
+
+
+def state(result):
+    return {
+        **result.encoder.state_dict(),
+        **{f"head.{name}": value for name, value in result.head.state_dict().items()},
+    }
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("head", ["full", "sampled"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16-mixed"])
+def test_recorded_steps_are_the_steps_themselves(monkeypatch, head, precision):
+    recorded, again = gpu_fit(head, precision=precision), gpu_fit(head, precision=precision)
+    assert all(torch.equal(p, state(again)[name]) for name, p in state(recorded).items())
+    monkeypatch.setattr(train_module, "is_recordable", lambda run: False)
+    plain = gpu_fit(head, precision=precision)
+    # Rates are rounded to single precision in a recorded step, and rounding grows with the steps.
+    tolerance = 1e-3 if precision == "fp32" else 2e-2
+    assert recorded.history.loss.to_numpy() == pytest.approx(plain.history.loss.to_numpy(), rel=tolerance)
+    assert recorded.history.train_loss.to_numpy() == pytest.approx(plain.history.train_loss.to_numpy(), rel=tolerance)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("head", ["full", "sampled"])
+def test_a_recorded_run_resumes_to_the_same_bits(tmp_path, head):
+    def interrupt(step, encoder, head):
+        if step == 40:
+            raise KeyboardInterrupt
+
+    whole = gpu_fit(head)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_fit(head, tmp_path, callbacks=[interrupt])
+    resumed = gpu_fit(head, tmp_path)
+    assert all(torch.equal(p, state(resumed)[name]) for name, p in state(whole).items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("head", ["full", "sampled"])
+def test_recorded_runs_side_by_side_are_those_of_fit(head):
+    options = {"steps": 40, "batch_size": 64, "eval_every": 20, "device": "cuda"}
+    together = fit_many(*gpu_parts(head, (0, 1, 2)), seeds=[0, 1, 2], **options)
+    for k, result in enumerate(together):
+        single = fit(*(part[0] for part in gpu_parts(head, (k,))), seed=k, **options)
+        assert result.history.loss.to_numpy() == pytest.approx(single.history.loss.to_numpy(), rel=1e-3)
 
 
 # ---- a batch that does not fit
