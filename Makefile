@@ -110,6 +110,7 @@ trials: $(VENV)/.dev  ## run what was tried where rows of the tables fall short 
 
 bench: $(VENV)/.dev  ## measure sampler, step, accuracy over time, memory and imports on this machine (a quarter of an hour, alone)
 	$(BIN)/python tools/bench.py
+	$(BIN)/python tools/gpu.py
 
 clean:  ## remove what was built here; runs/ and the environment in .venv stay
 	rm -rf _proc _docs build dist *.egg-info nbs/nbdev.yml

@@ -140,6 +140,8 @@ def as_parameter(
     like: Tensor,  # the tensor whose precision and device it must have
 ) -> Tensor:  # the parameter
     "A parameter as a tensor of the precision and on the device of another."
+    if isinstance(value, (int, float)):  # filled in where it is needed: a GPU would have to wait for a copy
+        return torch.full((), value, dtype=like.dtype, device=like.device)
     if not isinstance(value, Tensor):
         return torch.as_tensor(value, dtype=like.dtype, device=like.device)
     check_device(argument, value, like.device)

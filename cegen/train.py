@@ -539,9 +539,9 @@ class RecordedStep:
 def step_of(
     training: Training,  # fresh or resumed
 ) -> Callable[[], Float[Tensor, "runs 2"]]:  # takes the next step
-    "How a training takes its steps: recorded on a GPU where that can be done, else one operation at a time."
-    on_gpu = training.runs[0].source.device.type == "cuda"
-    return RecordedStep(training) if on_gpu and all(map(is_recordable, training.runs)) else partial(take_step, training)
+    "How a training takes its steps: one operation at a time, or recorded on a GPU where that is asked for and can be done."
+    asked = os.environ.get("CEGEN_CUDA_GRAPH") == "1" and training.runs[0].source.device.type == "cuda"
+    return RecordedStep(training) if asked and all(map(is_recordable, training.runs)) else partial(take_step, training)
 
 # %% ../nbs/09_train.ipynb #92c6c11a
 def train(

@@ -411,6 +411,18 @@ def test_a_step_touches_the_rows_of_its_batch_however_many_there_are(case, n_row
     assert ((head.weight.detach()[labels.unique()] - before).abs().max(dim=1).values > 1e-3).all()
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_on_a_gpu_are_the_same_but_dense(monkeypatch, case):
+    sparse, labels = SampledHead(30, 4, case), torch.arange(16).remainder(11) * 2
+    sparse.cross_entropy(features(), labels).backward()
+    monkeypatch.setattr(SampledHead, "sparse_gradients", False)  # as on a GPU
+    dense = SampledHead(30, 4, case)
+    dense.cross_entropy(features(), labels).backward()
+    assert sparse.weight.grad.is_sparse
+    assert not dense.weight.grad.is_sparse
+    torch.testing.assert_close(dense.weight.grad, sparse.weight.grad.to_dense())
+
+
 def test_sampled_head_in_evaluation_mode_is_an_ordinary_head():
     sampled, plain = SampledHead(30, 4, "C1"), Head(30, 4, "C1")
     plain.load_state_dict(sampled.state_dict())

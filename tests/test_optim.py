@@ -1,11 +1,11 @@
-"""Muon: its iteration against the singular value decomposition, its conventions against PyTorch's, and stacks of weights."""
+"""Muon: its iteration against the singular value decomposition, its conventions against PyTorch's, and stacks of weights. RowAdam against SparseAdam."""
 
 import pytest
 import torch
 from torch import nn
 
 from cegen.core import random_stream
-from cegen.optim import Muon, orthogonalize
+from cegen.optim import Muon, RowAdam, orthogonalize
 
 
 def weights(*shapes, seed=0):
@@ -120,3 +120,70 @@ def test_bad_options_are_named(options, message, unchecked):
 def test_biases_are_refused(unchecked):
     with pytest.raises(ValueError, match="biases"):
         Muon(weights((3,)))
+
+
+# ---- rows that are seldom seen
+
+
+def show_rows(weight, optimizer, sparse, n_steps=40, seed=0):
+    "Steps that show some rows, first the even ones only."
+    labels = random_stream(seed, "labels")
+    for step in range(n_steps):
+        seen = torch.randint(len(weight), (6,), generator=labels) // 2 * 2 if step < n_steps // 2 else torch.arange(4)
+        optimizer.zero_grad()
+        nn.functional.embedding(seen, weight, sparse=sparse).sin().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("options", [{}, {"lr": 0.1, "betas": (0.9, 0.95)}, {"eps": 1e-2}])
+def test_dense_gradients_move_rows_as_sparse_ones_do(options):
+    (ours,) = weights((20, 3))
+    theirs, first = nn.Parameter(ours.detach().clone()), ours.detach().clone()
+    show_rows(ours, RowAdam([ours], **options), sparse=False)
+    show_rows(theirs, torch.optim.SparseAdam([theirs], **options), sparse=True)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert torch.equal(ours[5::2], first[5::2])  # never seen, never moved
+    assert not torch.equal(ours[4::2], first[4::2])
+
+
+def test_a_stack_of_rows_is_several_heads():
+    (stack,) = weights((2, 5, 3))
+    stack.grad[1, 2] = 0
+    single = [nn.Parameter(part.clone()) for part in stack.detach()]
+    for p, gradient in zip(single, stack.grad, strict=True):
+        p.grad = gradient.clone()
+    for optimizer in (RowAdam([stack], lr=0.1), RowAdam(single, lr=0.1)):
+        optimizer.step()
+        optimizer.step()
+    assert torch.equal(stack, torch.stack(single))
+
+
+@pytest.mark.parametrize("make", [Muon, RowAdam])
+def test_a_rate_may_be_a_tensor(make):
+    numbers, tensors = weights((4, 4), (6, 3)), weights((4, 4), (6, 3))
+    make(numbers, lr=0.25).step()
+    optimizer = make(tensors, lr=0.1)
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.25)
+    optimizer.step()
+    for p, q in zip(numbers, tensors, strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_row_moments_survive_being_saved():
+    (whole,) = weights((20, 3))
+    halves = nn.Parameter(whole.detach().clone())
+    optimizer = RowAdam([whole], lr=0.1)
+    show_rows(whole, optimizer, sparse=False, seed=1)
+    show_rows(whole, optimizer, sparse=False, seed=2)
+    first = RowAdam([halves], lr=0.1)
+    show_rows(halves, first, sparse=False, seed=1)
+    second = RowAdam([halves], lr=0.1)
+    second.load_state_dict(first.state_dict())
+    show_rows(halves, second, sparse=False, seed=2)
+    assert torch.equal(whole, halves)
+
+
+@pytest.mark.parametrize("options", [{"lr": 0.0}, {"lr": "fast"}, {"eps": -1.0}, {"betas": (0.9, 1.5)}])
+def test_bad_settings_of_row_adam_are_refused(unchecked, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}="):
+        RowAdam(weights((3, 3)), **options)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -31,17 +32,21 @@ from cegen import (
     probe,
     vmf,
 )
+from cegen import dgp as dgp_module
+from cegen import source as source_module
+from cegen import sphere as sphere_module
 from cegen import train as train_module
 from cegen.core import random_stream
 from cegen.model import SampledHead, Similarity
 from cegen.objective import CrossEntropy, get_objective
-from cegen.optim import Muon
+from cegen.optim import Muon, RowAdam
 from cegen.run import make_model, make_source, run_seed, score
 from cegen.train import (
     BETAS,
     CHECKPOINT,
     N_PREPARE,
     RecordedStep,
+    Run,
     Settings,
     alone,
     bytes_kept,
@@ -576,6 +581,11 @@ def test_a_whole_step_on_a_gpu_never_waits():
 # ---- recorded steps
 
 
+@pytest.fixture
+def recording(monkeypatch):
+    monkeypatch.setenv("CEGEN_CUDA_GRAPH", "1")
+
+
 class Own(torch.nn.Linear):
     "A layer that a researcher has written: nobody knows what it does besides."
 
@@ -605,9 +615,51 @@ def test_steps_are_recorded_only_if_all_parts_are_known_to_be_the_same_operation
         assert not is_recordable(other)
 
 
-def test_on_a_processor_steps_are_taken_one_operation_at_a_time():
+def test_on_a_processor_steps_are_taken_one_operation_at_a_time(recording):
     for training in prepared_trainings().values():
         assert not isinstance(step_of(training), RecordedStep)
+
+
+def without_data(module):
+    "A module whose tensors have shapes, but no numbers."
+    for part in module.modules():
+        for name, p in part._parameters.items():
+            if p is not None:
+                part._parameters[name] = torch.nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
+        for name, p in part._buffers.items():
+            if p is not None:
+                part._buffers[name] = torch.empty_like(p, device="meta")
+    return module
+
+
+def refuse(*args, **options):
+    raise AssertionError("copies from the host")
+
+
+@pytest.mark.parametrize("head", ["full", "sampled"])
+@pytest.mark.parametrize("n_runs", [1, 3])
+@pytest.mark.parametrize("options", [{}, {"conditional": "normal"}, {"class_weights": torch.arange(1.0, 13)}], ids=str)
+def test_a_step_works_where_there_are_no_numbers_to_look_at(monkeypatch, unchecked, head, n_runs, options):
+    sources, encoders, heads = gpu_parts(head, range(n_runs))
+    sources = [SyntheticSource(ClusterDGP(3, 12, 120, **options), source.mixing) for source in sources]
+    for module in (dgp_module, source_module, sphere_module):
+        monkeypatch.setattr(module, "check_device", lambda *args: None)  # generators have no such device
+    monkeypatch.setattr(train_module, "autocast", lambda *args: nullcontext())  # nor has autocast
+    parts = [[without_data(part) for part in run] for run in zip(sources, encoders, heads, strict=True)]
+    settings, diet = Settings(batch_size=600), get_objective("diet")
+    runs = [Run(*run, diet, settings, torch.Generator()) for run in parts]
+    training = alone(runs) if n_runs == 1 else side_by_side(runs)
+    adam = training.optimizers.pop(0)  # PyTorch's own, whose fused form is only there for processors and GPUs
+    assert isinstance(adam, torch.optim.Adam)
+    assert [type(optimizer) for optimizer in training.optimizers] == [Muon, RowAdam][: 1 + (head == "sampled")]
+    for group in (group for optimizer in training.optimizers for group in optimizer.param_groups):
+        group["lr"] = torch.empty((), device="meta")
+    take_step(training)
+    for name in ("as_tensor", "tensor"):
+        monkeypatch.setattr(torch, name, refuse)
+    trace = take_step(training)
+    assert trace.shape == (n_runs, 2)
+    assert trace.device.type == "meta"
 
 
 def gpu_parts(head, seeds=(0,)):
@@ -636,7 +688,7 @@ def state(result):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("head", ["full", "sampled"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16-mixed"])
-def test_recorded_steps_are_the_steps_themselves(monkeypatch, head, precision):
+def test_recorded_steps_are_the_steps_themselves(recording, monkeypatch, head, precision):
     recorded, again = gpu_fit(head, precision=precision), gpu_fit(head, precision=precision)
     assert all(torch.equal(p, state(again)[name]) for name, p in state(recorded).items())
     monkeypatch.setattr(train_module, "is_recordable", lambda run: False)
@@ -649,7 +701,7 @@ def test_recorded_steps_are_the_steps_themselves(monkeypatch, head, precision):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("head", ["full", "sampled"])
-def test_a_recorded_run_resumes_to_the_same_bits(tmp_path, head):
+def test_a_recorded_run_resumes_to_the_same_bits(recording, tmp_path, head):
     def interrupt(step, encoder, head):
         if step == 40:
             raise KeyboardInterrupt
@@ -663,7 +715,7 @@ def test_a_recorded_run_resumes_to_the_same_bits(tmp_path, head):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("head", ["full", "sampled"])
-def test_recorded_runs_side_by_side_are_those_of_fit(head):
+def test_recorded_runs_side_by_side_are_those_of_fit(recording, head):
     options = {"steps": 40, "batch_size": 64, "eval_every": 20, "device": "cuda"}
     together = fit_many(*gpu_parts(head, (0, 1, 2)), seeds=[0, 1, 2], **options)
     for k, result in enumerate(together):
