@@ -46,6 +46,11 @@ class SyntheticSource(nn.Module):
         "Where the batches are made."
         return self.dgp.device
 
+    @property
+    def recordable(self) -> bool:
+        "Whether every batch is drawn by the same operations, none of which looks at its data, so that a CUDA graph can hold them."
+        return isinstance(self.dgp.conditional, str) and self.dgp.label_noise == 0 and self.dgp.uniform_labels
+
     @torch.no_grad()
     def sample(
         self,
@@ -87,6 +92,8 @@ def _tensor(argument: str, value: object) -> Tensor:
 
 class ArraySource(nn.Module):
     "Rows of given arrays, drawn uniformly with replacement."
+
+    recordable = True  # rows are drawn by the same operations every time
 
     def __init__(
         self,

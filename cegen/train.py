@@ -52,7 +52,6 @@ from cegen.core import (
 from .model import Head, SampledHead, widened
 from .objective import CrossEntropy, Objective, check_head, get_objective
 from .optim import Muon, RowAdam
-from .source import ArraySource, SyntheticSource
 
 # %% ../nbs/09_train.ipynb #03662f69
 def schedule(
@@ -483,13 +482,10 @@ def is_recordable(
     run: Run,  # one of the runs of a training
 ) -> bool:  # False: its steps are taken one operation at a time
     "Whether a run's step is the same operations every time, and none of them a look at the data."
-    source = run.source
-    drawn = type(source) is ArraySource or (
-        type(source) is SyntheticSource and isinstance(source.dgp.conditional, str) and source.dgp.label_noise == 0 and source.dgp.uniform_labels
-    )
-    if not drawn or type(run.objective) is not CrossEntropy:
+    if not getattr(run.source, "recordable", False) or type(run.objective) is not CrossEntropy:
         return False
-    modules = [module for part in (source, run.encoder, run.head) for module in part.modules()]  # type: ignore[union-attr]  # one of ours
+    parts = [part for part in (run.source, run.encoder, run.head) if isinstance(part, nn.Module)]
+    modules = [module for part in parts for module in part.modules()]
     hooks = any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in modules)
     return not hooks and all(type(module).__module__.startswith(RECORDABLE) for module in modules)
 
