@@ -96,14 +96,16 @@ class RowAdam(torch.optim.Optimizer):
         self,
         params: Iterable,  # tensors of shape (…, rows, d), or groups of them
         lr: float = 1e-3,  # rate > 0
-        betas: tuple[float, float] = (0.9, 0.999),  # decay rates of the first and second moment, 0 to 1
-        eps: float = 1e-8,  # added to the root of the second moment, ≥ 0
+        betas: tuple[float, float] = (0.9, 0.999),  # decay rates of the first and second moment, at least 0 and below 1
+        eps: float = 1e-8,  # added to the root of the second moment, > 0
     ):
         check_real("lr", lr, low=0, open_low=True)
-        check_real("eps", eps, low=0)
+        check_real("eps", eps, low=0, open_low=True)
         for beta in betas:
-            check_real("betas", beta, low=0, high=1)
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+            if check_real("betas", beta, low=0, high=1) == 1:
+                raise invalid("betas", betas, "below 1", "A mean that never forgets its zero start never moves.")
+        # So PyTorch puts the step that it loads where the parameter is.
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "capturable": True})
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -125,7 +127,7 @@ class RowAdam(torch.optim.Optimizer):
         if not state:
             state |= {"step": torch.zeros((), device=p.device), "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
         state["step"] += 1
-        seen = (gradient != 0).any(dim=-1, keepdim=True)
+        seen = (gradient != 0).any(dim=-1, keepdim=True).to(p.dtype)
         state["mean"].lerp_(gradient, seen * (1 - beta1))
         state["square"].lerp_(gradient.square(), seen * (1 - beta2))
         size = rate * (1 - beta2 ** state["step"]).sqrt() / (1 - beta1 ** state["step"])

@@ -501,7 +501,7 @@ class RecordedStep:
         self.stream, self.graph, self.left = torch.cuda.Stream(self.device), torch.cuda.CUDAGraph(), N_WARM_UP
         self.recorded = False
         for group in (group for optimizer in training.optimizers for group in optimizer.param_groups):
-            group["lr"] = torch.tensor(group["base_lr"], device=self.device)
+            group["lr"] = torch.tensor(group["base_lr"], dtype=torch.float32, device=self.device)
 
     def __call__(self) -> Float[Tensor, "runs 2"]:
         "Take the next step."
@@ -635,6 +635,8 @@ def finish(
 ) -> FitResult:  # what the caller gets
     "Put the trained modules into evaluation mode and hand them over with their curve."
     encoder, head = run.encoder.eval(), run.head.eval()
+    for module in (encoder, head):
+        module.zero_grad(set_to_none=True)  # the last gradients would keep the memory of a recorded step
     return FitResult(encoder, head, run.objective, run.settings, pd.DataFrame(run.history), seconds, run.source.device)
 
 

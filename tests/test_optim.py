@@ -183,7 +183,28 @@ def test_row_moments_survive_being_saved():
     assert torch.equal(whole, halves)
 
 
-@pytest.mark.parametrize("options", [{"lr": 0.0}, {"lr": "fast"}, {"eps": -1.0}, {"betas": (0.9, 1.5)}])
+@pytest.mark.parametrize(
+    "options", [{"lr": 0.0}, {"lr": "fast"}, {"eps": 0.0}, {"betas": (0.9, 1.5)}, {"betas": (1.0, 0.9)}]
+)
 def test_bad_settings_of_row_adam_are_refused(unchecked, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}="):
         RowAdam(weights((3, 3)), **options)
+
+
+def test_a_step_that_is_loaded_lies_where_its_rows_are():
+    (rows,) = weights((4, 3))
+    saved = RowAdam([rows])
+    saved.step()
+    elsewhere = nn.Parameter(torch.empty(4, 3, device="meta"))
+    loaded = RowAdam([elsewhere])
+    loaded.load_state_dict(saved.state_dict())
+    assert {value.device.type for value in loaded.state[elsewhere].values()} == {"meta"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_rows_of_any_precision_are_moved(dtype):
+    rows = nn.Parameter(torch.ones(4, 3, dtype=dtype))
+    rows.grad = torch.ones_like(rows)
+    RowAdam([rows], lr=0.5).step()
+    # Steps are counted, and their decay computed, in single precision, as PyTorch's Adam does on a GPU.
+    torch.testing.assert_close(rows.detach(), torch.full((4, 3), 0.5, dtype=dtype), rtol=1e-4, atol=0)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from cegen.grid import Grid
 from cegen.mixing import LAWS
 from cegen.objective import get_objective
 from cegen.run import Config, make_model, make_source
-from cegen.train import Settings, Training, alone, side_by_side, start, start_run, step_of, take_step
+from cegen.train import Settings, Training, alone, set_rates, side_by_side, start, start_run, step_of, take_step
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = torch.device("cuda")
@@ -68,9 +69,16 @@ def training_of(config: Config, n_runs: int, steps: int = 10**6) -> Training:
 
 def operations(config: Config) -> int:
     "Floating-point operations of all matrix products of a step of one run, Muon's among them."
+    training = training_of(config, 1)
     with FlopCounterMode(display=False) as counter:
-        take_step(training_of(config, 1))
+        take_step(training)
     return counter.get_total_flops()
+
+
+def whole_step(training: Training, advance: Callable[[], object]) -> None:
+    "A step as the loop takes it, with its rates."
+    set_rates(training.optimizers, 0.5)
+    advance()
 
 
 def steps(limits: dict[str, float]) -> list[dict]:
@@ -80,9 +88,10 @@ def steps(limits: dict[str, float]) -> list[dict]:
         config = Config(case="C1", batch_size=batch, precision=precision)
         needed = n_runs * operations(config)
         training = training_of(config, n_runs)
-        plain = median_seconds(lambda t=training: take_step(t), calls=10, repeat=3)
+        plain = median_seconds(lambda t=training: whole_step(t, partial(take_step, t)), calls=10, repeat=3)
         advance = step_of(training)
-        recorded = median_seconds(advance, calls=50)
+        recorded = median_seconds(lambda t=training, a=advance: whole_step(t, a), calls=50)
+        del advance, training  # with the graph and its memory
         rows.append(
             {
                 "batch": batch,
@@ -221,6 +230,7 @@ def main() -> None:
     }
     print(content["environment"], flush=True)
     content["steps"] = steps(limits)
+    write_json(options.out, content)
     content["accuracy"] = accuracy()
     write_json(options.out, content)
     print(pd.DataFrame(content["accuracy"]).groupby("precision")[["r2", "seconds"]].agg(["median", "min"]), flush=True)
