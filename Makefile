@@ -108,7 +108,7 @@ recipe: $(VENV)/.dev  ## change one thing at a time about the recipe, three seed
 trials: $(VENV)/.dev  ## run what was tried where rows of the tables fall short (half an hour); trials that are there are kept
 	$(BIN)/python tools/trials.py
 
-bench: $(VENV)/.dev  ## measure sampler, step, accuracy over time, memory and imports on this machine (a quarter of an hour, alone)
+bench: $(VENV)/.dev  ## measure sampler, step, accuracy over time, memory and imports on this machine, and its GPU if there is one (a quarter of an hour, alone)
 	$(BIN)/python tools/bench.py
 	$(BIN)/python tools/gpu.py
 

@@ -581,6 +581,11 @@ def test_a_whole_step_on_a_gpu_never_waits():
 # ---- recorded steps
 
 
+def test_a_finished_model_holds_no_gradients():
+    for result in (fit(*world(), **OPTIONS | {"steps": 2}), *fit_many(*worlds(2), **OPTIONS | {"steps": 2})):
+        assert all(p.grad is None for part in (result.encoder, result.head) for p in part.parameters())
+
+
 @pytest.fixture
 def recording(monkeypatch):
     monkeypatch.setenv("CEGEN_CUDA_GRAPH", "1")
