@@ -41,7 +41,7 @@ from .model import ARCHITECTURES, CASES, Encoder, Head, SampledHead
 from .objective import OBJECTIVES, get_objective
 from .report import make_record, summary
 from .source import SyntheticSource
-from .train import Callback, FitResult, Log, fit
+from .train import DECAYS, Callback, FitResult, Log, fit
 
 # %% ../nbs/12_run.ipynb #2d15f604
 HEADS = {"full": Head, "sampled": SampledHead}
@@ -83,6 +83,7 @@ class Config:
     lr: float = 1e-2  # Adam's rate for the encoder
     hidden_lr: float = 3e-2  # Muon's rate for the hidden matrices of the residual encoder
     head_lr: float = 1e-1  # Adam's rate for the head
+    head_decay: str = "cosine"  # how it falls: cosine, or inverse (as 1/t)
     warmup: int = 100  # steps of linear warm-up
     eval_every: int = 250  # steps between evaluations (and checkpoints)
     n_test: int = 10_000  # fresh samples to score on, half of them fit the probes
@@ -92,7 +93,7 @@ class Config:
 
     def __post_init__(self):
         choices = {"conditional": CONDITIONALS, "class_vectors": CLASS_VECTORS, "g_law": LAWS, "objective": OBJECTIVES,
-                   "case": CASES, "softmax": HEADS, "architecture": ARCHITECTURES}
+                   "case": CASES, "softmax": HEADS, "architecture": ARCHITECTURES, "head_decay": DECAYS}
         for name, allowed in choices.items():
             check_choice(name, getattr(self, name), allowed)
         for field in fields(self):
@@ -253,7 +254,7 @@ def run_seed(
             source, encoder, head, config.objective, callbacks=[watch_latents(source, level, watched)], device=source.device,
             checkpoint=None if out is None else checkpoint_folder(out, config, seed), logs=logs, seed=seed,
             **{name: getattr(config, name) for name in
-               ("steps", "batch_size", "lr", "hidden_lr", "head_lr", "warmup", "precision", "eval_every")},
+               ("steps", "batch_size", "lr", "hidden_lr", "head_lr", "head_decay", "warmup", "precision", "eval_every")},
         )
     test = source.sample(config.n_test, random_stream(seed, "test", source.device))
     scores = score(source, result.encoder, result.head, level, test, seed)

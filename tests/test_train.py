@@ -56,6 +56,7 @@ from cegen.train import (
     load_checkpoint,
     logits_held,
     mean_losses,
+    schedule,
     set_rates,
     side_by_side,
     start_run,
@@ -286,31 +287,34 @@ def sparse_world(n_instances=120):
 
 def test_rows_with_sparse_gradients_get_an_adam_of_their_own_with_the_heads_rate():
     source, encoder, head = sparse_world()
-    settings = Settings(lr=1e-3, hidden_lr=2e-3, head_lr=1e-2)
+    settings = Settings(lr=1e-3, hidden_lr=2e-3, head_lr=1e-2, head_decay="inverse", steps=1000, warmup=1)
     training = alone([start_run(source, encoder, head, get_objective("diet"), settings, torch.device("cpu"))])
     dense, muon, sparse = training.optimizers
     assert isinstance(muon, Muon)
     assert isinstance(sparse, torch.optim.SparseAdam)
     assert dense.defaults["fused"]
     assert {group["betas"] for optimizer in (dense, sparse) for group in optimizer.param_groups} == {BETAS}
-    set_rates(training.optimizers, 0.5)
     hidden = {id(encoder.get_parameter(name)) for name in encoder.hidden_weights}
     owner = {id(p): "hidden" if id(p) in hidden else "encoder" for p in encoder.parameters()} | {
         id(head.weight): "rows",
         id(head.log_beta): "beta",
     }
-    rates = {
-        (owner[id(p)], group["lr"], optimizer is sparse)
-        for optimizer in training.optimizers
-        for group in optimizer.param_groups
-        for p in group["params"]
-    }
-    assert rates == {
-        ("encoder", 0.0005, False),
-        ("hidden", 0.001, False),
-        ("beta", 0.005, False),
-        ("rows", 0.005, True),
-    }
+
+    def rates(step):
+        set_rates(training.optimizers, step, settings)
+        groups = [(optimizer, group) for optimizer in training.optimizers for group in optimizer.param_groups]
+        assert all(
+            (optimizer is sparse) == (owner[id(p)] == "rows") for optimizer, group in groups for p in group["params"]
+        )
+        return {owner[id(p)]: group["lr"] for _, group in groups for p in group["params"]}
+
+    def expected(factor, of_head):
+        each = {"encoder": 1e-3 * factor, "hidden": 2e-3 * factor, "beta": 1e-2 * of_head, "rows": 1e-2 * of_head}
+        return pytest.approx(each)
+
+    half_way = 1 + 999 // 2  # of the cosine
+    assert rates(0) == expected(0.5, 0.5), "warm-up"
+    assert rates(half_way) == expected(schedule(half_way, 1000, 1), 2 / (half_way + 1))
 
 
 def test_only_rows_that_were_drawn_move():
@@ -370,7 +374,7 @@ def first_steps(objective, n_runs, heads, case, precision="fp32"):
         ]
         table = []
         for training in [join(runs)] if join is side_by_side else [join([run]) for run in runs]:
-            set_rates(training.optimizers, 1.0)
+            set_rates(training.optimizers, 100, training.settings)
             rows = []
             for _ in range(20):
                 batches = [run.source.sample(64, run.generator) for run in training.runs]
@@ -550,7 +554,7 @@ def prepared_trainings():
 
 
 def whole_step(training):
-    set_rates(training.optimizers, 0.5)
+    set_rates(training.optimizers, 0, training.settings)
     return take_step(training)
 
 

@@ -77,7 +77,7 @@ def operations(config: Config) -> int:
 
 def whole_step(training: Training, advance: Callable[[], object]) -> None:
     "A step as the loop takes it, with its rates."
-    set_rates(training.optimizers, 0.5)
+    set_rates(training.optimizers, 0, training.settings)
     advance()
 
 

@@ -8,10 +8,12 @@ import argparse
 import json
 import sys
 from collections import defaultdict
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 
+from cegen import Config
 from cegen.core import write_json
 from cegen.grid import Grid, Run
 from cegen.mixing import LAWS
@@ -46,12 +48,19 @@ def rows(table: int) -> dict[str, list[Run]]:
     return dict(found)
 
 
+def read_row(path: Path) -> pd.DataFrame:
+    "The records of a row's file; one that is older than a parameter was run with its default."
+    records = read_records(path)
+    defaults = {field.name: field.default for field in fields(Config) if field.name not in INCIDENTAL | set(records)}
+    return records.assign(**defaults)
+
+
 def is_stored(name: str, runs: list[Run]) -> bool:
     "Whether the row's file holds all seeds, run with these very parameters."
     path = DONE / f"{name}.json"
     if not path.exists():
         return False
-    records, p = read_records(path), runs[0].parameters
+    records, p = read_row(path), runs[0].parameters
     wanted = {key: value for key, value in p.items() if key not in INCIDENTAL and value is not None}
     wanted["concentration"] = p["kappa"] if p["conditional"] == "vmf" else p["scale"]
     same = all((records[key] == value).all() for key, value in wanted.items() if key in records)
@@ -73,8 +82,8 @@ def gather(table: int, folder: Path = ROOT / "results") -> pd.DataFrame:
     files = sorted(DONE.glob(f"table{table}-*.json"))
     if not files:
         return pd.DataFrame()
-    records = pd.concat([read_records(file) for file in files])
-    learner = ("objective", "softmax", "width", "n_blocks", "batch_size", "steps", "head_lr")
+    records = pd.concat([read_row(file) for file in files])
+    learner = ("objective", "softmax", "width", "n_blocks", "batch_size", "steps", "head_lr", "head_decay")
     scores = ("official_r2_z", "official_r2_w", "orthogonality_error", "excess", "excess_se", "beta", "seconds")
     means = []
     for keys, group in records.groupby(KEYS, sort=False, dropna=False):
