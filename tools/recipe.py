@@ -101,6 +101,9 @@ VARIANTS = {
     "head's rate .1": Variant({"head_lr": 0.1}, worlds=("κ = 50",)),
     "head's rate .3": Variant({"head_lr": 0.3}),
     "head's rate 1": Variant({"head_lr": 1.0}, worlds=("default", "d = 10")),
+    "head's rate as 1/t": Variant({"head_decay": "inverse"}, worlds=ALL),
+    "head's rate as 1/t, from .3": Variant({"head_decay": "inverse", "head_lr": 0.3}, worlds=("default", "d = 10")),
+    "head's rate as 1/t, from 3": Variant({"head_decay": "inverse", "head_lr": 3.0}, worlds=("κ = 50",)),
     "no warm-up": Variant({"warmup": 0}, worlds=("default", "d = 10")),
     "batch 256, twice the steps": Variant({"batch_size": 256, "steps": 2000}, worlds=("default",)),
     "batch 1,024, half the steps": Variant({"batch_size": 1024, "steps": 500}, worlds=("default",)),
@@ -150,7 +153,7 @@ def run(world: str, name: str, seed: int) -> dict:
         encoder.register_forward_pre_hook(
             lambda module, _: average.update_parameters(module) if module.training else None
         )
-    rates = {key: getattr(config, key) for key in ("batch_size", "lr", "hidden_lr", "head_lr", "warmup")}
+    rates = {key: getattr(config, key) for key in ("batch_size", "lr", "hidden_lr", "head_lr", "head_decay", "warmup")}
     steps = config.steps // 2 if variant.distil else config.steps
     options: dict[str, Any] = {"device": "cpu", "seed": seed, "eval_every": steps, "steps": steps, **rates}
     result = fit(source, encoder, head, objective, **options)

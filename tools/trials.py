@@ -20,6 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 SCORES = ("r2_z", "excess", "excess_se", "beta", "orthogonality_error", "seconds")
 TEN = {"n_classes": 10, "g_law": "conditioned", "case": "C1", "softmax": "sampled", "batch_size": 2048, "steps": 2000}
 FIFTY = {"kappa": 50.0, "softmax": "sampled", "batch_size": 1024, "steps": 4000, "head_lr": 1.0}
+# The head's rate as 1/t: with as many samples as under a cosine, and in the setting of the table.
+TEN_INVERSE = {"head_decay": "inverse", "head_lr": 0.5, "warmup": 30}
+TEN_TABLE = TEN_INVERSE | {"steps": 6000, "lr": 0.005, "hidden_lr": 0.01}
+FIFTY_INVERSE = {"head_decay": "inverse", "head_lr": 3.0}
+FIFTY_TABLE = FIFTY_INVERSE | {"batch_size": 4096}
 UNIT, FREE = FIFTY | {"g_law": "conditioned", "case": "C1"}, FIFTY | {"g_law": "published", "case": "C2", "seed": 4}
 TWENTY = {
     "dim": 20,
@@ -32,24 +37,33 @@ TWENTY = {
     "steps": 8000,
     "hidden_lr": 0.015,
 }
-# In each world the setting of the table comes first.
 TRIALS: dict[str, list[dict[str, Any]]] = {
     "flat_minima": [
         TEN,
+        TEN | TEN_INVERSE,
+        TEN | {"lr": 0.005, "hidden_lr": 0.01},
+        TEN | TEN_TABLE,
+        TEN | TEN_TABLE | {"batch_size": 4096, "steps": 8000},
         TEN | {"softmax": "full"},
         TEN | {"head_lr": 0.02},
         TEN | {"head_lr": 0.01, "steps": 4000},
         TEN | {"head_lr": 0.02, "steps": 8000},
         TEN | {"objective": "supervised", "softmax": "full", "n_instances": 10},
         TEN | {"case": "C2"},
+        TEN | TEN_INVERSE | {"case": "C2"},
+        TEN | TEN_TABLE | {"case": "C2"},
         TEN | {"case": "C2", "head_lr": 0.02, "steps": 4000},
         UNIT,
+        UNIT | FIFTY_INVERSE,
+        UNIT | FIFTY_TABLE,
         UNIT | {"batch_size": 4096, "steps": 3000},
         UNIT | {"batch_size": 4096, "steps": 3000, "head_lr": 3.0},
         UNIT | {"batch_size": 8192, "steps": 2000},
         UNIT | {"batch_size": 4096, "steps": 6000},
         UNIT | {"batch_size": 4096, "steps": 6000, "g_law": "published", "seed": 1},
         FREE,
+        FREE | FIFTY_INVERSE,
+        FREE | FIFTY_TABLE,
         FREE | {"batch_size": 2048, "steps": 3000, "head_lr": 0.3},
         FREE | {"batch_size": 4096, "steps": 3000, "head_lr": 2.0},
     ],
@@ -63,12 +77,15 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 
+# A record that is older than one of these settings was run with its default.
+USUAL = {name: getattr(Config, name) for name in ("lr", "hidden_lr", "head_lr", "head_decay", "warmup")}
+
 
 def facts(trial: dict[str, Any]) -> dict[str, Any]:
     "What a record says about the setting of a trial, under a record's names."
     named = {"objective": "diet", "dim": 5, "n_classes": 100, "n_instances": 1000, "conditional": "vmf", "seed": 0}
-    rest = {"concentration": trial.get("kappa", 10.0), "head_lr": trial.get("head_lr", Config.head_lr)}
-    return named | {name: value for name, value in trial.items() if name != "kappa"} | rest
+    own = {name: value for name, value in trial.items() if name != "kappa"}
+    return named | USUAL | own | {"concentration": trial.get("kappa", 10.0)}
 
 
 @torch.inference_mode()
@@ -105,6 +122,7 @@ def main() -> None:
         for name in options.only:
             path, trials = options.out / f"{name}.json", TRIALS[name]
             rows = json.loads(path.read_text(encoding="utf-8"))["records"] if path.exists() else []
+            rows = [USUAL | row for row in rows]
             there = {place(row, trials) for row in rows}
             todo = [trial for k, trial in enumerate(trials) if k not in there]
             print(f"{name}: {len(trials) - len(todo)} of {len(trials)} trials are there", flush=True)
