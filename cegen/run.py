@@ -83,7 +83,7 @@ class Config:
     lr: float = 1e-2  # Adam's rate for the encoder
     hidden_lr: float = 3e-2  # Muon's rate for the hidden matrices of the residual encoder
     head_lr: float = 1e-1  # Adam's rate for the head
-    head_decay: str = "cosine"  # how it falls: cosine, or inverse (as 1/t)
+    head_decay: str = "cosine"  # how the head's rate falls after the warm-up: cosine, or inverse (as 1/t)
     warmup: int = 100  # steps of linear warm-up
     eval_every: int = 250  # steps between evaluations (and checkpoints)
     n_test: int = 10_000  # fresh samples to score on, half of them fit the probes

@@ -61,9 +61,10 @@ def schedule(
     step: int,  # 0 … steps-1
     steps: int,  # length of the run
     warmup: int,  # steps until the full rate is reached, ≥ 0
-    decay: str = "cosine",  # "cosine", half a period down to zero, or "inverse", in proportion to 1/t
+    decay: str = "cosine",  # "cosine", half a period down to zero, or "inverse", (warmup + 1) / t at the t-th step
 ) -> float:  # factor in (0, 1] that multiplies the base rates
-    "Linear warm-up, then a fall."
+    "Linear warm-up, then a fall as half a cosine or as 1/t; raises `ValueError` for another decay."
+    check_choice("decay", decay, DECAYS)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if decay == "inverse":
@@ -83,7 +84,7 @@ class Settings:
     lr: float = 1e-2  # Adam's rate for the encoder, > 0
     hidden_lr: float = 3e-2  # Muon's rate for the matrices that the encoder lists as `hidden_weights`, > 0
     head_lr: float = 1e-1  # Adam's rate for the head, > 0
-    head_decay: str = "cosine"  # how it falls after the warm-up: "cosine", or "inverse" (as 1/t)
+    head_decay: str = "cosine"  # how the head's rate falls after the warm-up: "cosine", or "inverse" (as 1/t, see `schedule`)
     warmup: int = 100  # steps of linear warm-up, ≥ 0
     precision: str = "fp32"  # "fp32" or "bf16-mixed" (autocast)
     seed: int = 0  # seed of the data stream
@@ -188,13 +189,13 @@ def make_optimizers(
         return [p for p in parameters if p.requires_grad and id(p) not in taken]
 
     hidden, sparse = trained(hidden), trained(sparse)
-    usual, of_head = {"base_lr": settings.lr, "decay": "cosine"}, {"base_lr": settings.head_lr, "decay": settings.head_decay}
-    groups = [{"params": trained(encoder, hidden), **usual}, {"params": trained(head, sparse), **of_head}]
+    of_head = {"base_lr": settings.head_lr, "decay": settings.head_decay}
+    groups = [{"params": trained(encoder, hidden), "base_lr": settings.lr, "decay": "cosine"}, {"params": trained(head, sparse), **of_head}]
     optimizers: list[torch.optim.Optimizer] = []
     if groups := [group for group in groups if group["params"]]:
         optimizers.append(torch.optim.Adam(groups, betas=BETAS, fused=device.type in ("cpu", "cuda")))
     if hidden:
-        optimizers.append(Muon([{"params": hidden, **usual, "base_lr": settings.hidden_lr}]))
+        optimizers.append(Muon([{"params": hidden, "base_lr": settings.hidden_lr, "decay": "cosine"}]))
     if sparse:
         by_rows = torch.optim.SparseAdam if device.type == "cpu" else RowAdam
         optimizers.append(by_rows([{"params": sparse, **of_head}], betas=BETAS))

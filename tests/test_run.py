@@ -71,6 +71,7 @@ def test_other_conditionals_have_a_floor_and_no_kappa(conditional):
         {"kappa": 0.0},
         {"precision": "bf16-mixed"},
         {"softmax": "sampled"},
+        {"head_decay": "inverse"},
         {"softmax": "sampled", "case": "C1", "objective": "supervised"},
     ],
 )

@@ -141,6 +141,20 @@ def test_committed_image_worlds_are_recovered(root):
     assert all(r["r2_z"] >= 0.99 for r in records if r["objective"] == "supervised")
 
 
+def test_settings_of_the_tables_are_among_the_trials(tables, trials):
+    wanted = [run.parameters for runs in tables.rows(2).values() for run in runs]
+    for setting in (trials.TEN | trials.TEN_TABLE, trials.FIFTY | trials.FIFTY_TABLE):
+        assert any(setting.items() <= parameters.items() for parameters in wanted)
+
+
+def test_recipe_has_every_variant(root, recipe):
+    records = json.loads((root / "results" / "recipe.json").read_text(encoding="utf-8"))["records"]
+    there = {(row["world"], row["variant"], row["seed"]) for row in records}
+    assert there == {
+        (w, name, seed) for name, variant in recipe.VARIANTS.items() for w in variant.worlds for seed in recipe.SEEDS
+    }
+
+
 @pytest.mark.parametrize("name", ["flat_minima", "free_rows_d20"])
 def test_every_trial_has_its_record_and_every_record_its_trial(root, trials, name):
     rows = json.loads((root / "results" / f"{name}.json").read_text(encoding="utf-8"))["records"]

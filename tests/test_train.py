@@ -44,6 +44,7 @@ from cegen.run import make_model, make_source, run_seed, score
 from cegen.train import (
     BETAS,
     CHECKPOINT,
+    DECAYS,
     N_PREPARE,
     RecordedStep,
     Run,
@@ -287,7 +288,7 @@ def sparse_world(n_instances=120):
 
 def test_rows_with_sparse_gradients_get_an_adam_of_their_own_with_the_heads_rate():
     source, encoder, head = sparse_world()
-    settings = Settings(lr=1e-3, hidden_lr=2e-3, head_lr=1e-2, head_decay="inverse", steps=1000, warmup=1)
+    settings = Settings(lr=1e-3, hidden_lr=2e-3, head_lr=1e-2, head_decay="inverse", steps=1001, warmup=1)
     training = alone([start_run(source, encoder, head, get_objective("diet"), settings, torch.device("cpu"))])
     dense, muon, sparse = training.optimizers
     assert isinstance(muon, Muon)
@@ -312,9 +313,32 @@ def test_rows_with_sparse_gradients_get_an_adam_of_their_own_with_the_heads_rate
         each = {"encoder": 1e-3 * factor, "hidden": 2e-3 * factor, "beta": 1e-2 * of_head, "rows": 1e-2 * of_head}
         return pytest.approx(each)
 
-    half_way = 1 + 999 // 2  # of the cosine
-    assert rates(0) == expected(0.5, 0.5), "warm-up"
-    assert rates(half_way) == expected(schedule(half_way, 1000, 1), 2 / (half_way + 1))
+    assert rates(0) == expected(0.5, 0.5), "half-way through the warm-up"
+    assert rates(501) == expected(0.5, 2 / 502), "half-way through the cosine"
+
+
+def test_inverse_of_time_follows_the_warm_up_whatever_the_number_of_steps():
+    for steps, warmup in ((1, 0), (50, 0), (50, 20), (50, 50), (50, 200)):
+        factors = [schedule(step, steps, warmup, "inverse") for step in range(steps)]
+        at = range(1, steps + 1)
+        assert factors == pytest.approx([min(t / (warmup + 1), (warmup + 1) / t) for t in at])
+    with pytest.raises(ValueError, match="'inverse'"):
+        schedule(0, 10, 0, "inverted")
+
+
+def test_rates_that_are_tensors_are_filled_in_place():
+    source, encoder, head = sparse_world()
+    settings = Settings(head_decay="inverse", steps=100, warmup=0)
+    training = alone([start_run(source, encoder, head, get_objective("diet"), settings, torch.device("cpu"))])
+    groups = [group for optimizer in training.optimizers for group in optimizer.param_groups]
+    for group in groups:
+        group["lr"] = torch.tensor(0.0)
+    before = [group["lr"] for group in groups]
+    set_rates(training.optimizers, 50, settings)
+    assert all(group["lr"] is tensor for group, tensor in zip(groups, before, strict=True))
+    factors = [float(group["lr"]) / group["base_lr"] for group in groups]
+    assert factors == pytest.approx([0.5 if group["decay"] == "cosine" else 1 / 51 for group in groups])
+    assert {group["decay"] for group in groups} == {"cosine", "inverse"}
 
 
 def test_only_rows_that_were_drawn_move():
@@ -333,12 +357,13 @@ def test_only_rows_that_were_drawn_move():
     assert torch.equal(moved.nonzero()[:, 0], torch.cat(drawn).unique())
 
 
-def test_sparse_and_dense_moments_resume_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize("decay", DECAYS)
+def test_sparse_and_dense_moments_resume_to_the_same_bits(tmp_path, decay):
     def interrupt(step, encoder, head):
         if step == 30:
             raise KeyboardInterrupt
 
-    options = {**OPTIONS, "steps": 50}
+    options = {**OPTIONS, "steps": 50, "head_decay": decay}
     whole = fit(*sparse_world(), **options)
     with pytest.raises(KeyboardInterrupt):
         fit(*sparse_world(), callbacks=[interrupt], checkpoint=tmp_path, **options)
@@ -415,7 +440,7 @@ def latents_explained(source, result):
 
 
 def test_many_runs_end_where_each_alone_would():
-    options = {**OPTIONS, "steps": 200, "batch_size": 128, "eval_every": 100}
+    options = {**OPTIONS, "steps": 200, "batch_size": 128, "eval_every": 100, "head_decay": "inverse"}
     seen = []
     callbacks = [[lambda step, f, head, k=k: seen.append((k, step)) or {"number": k}] for k in range(2)]
     sources, encoders, heads = worlds(2)
