@@ -105,7 +105,7 @@ images: $(VENV)/.dev  ## run the image experiments of the reports, three seeds (
 recipe: $(VENV)/.dev  ## change one thing at a time about the recipe, three seeds (half an hour); runs that are there are kept
 	$(BIN)/python tools/recipe.py
 
-trials: $(VENV)/.dev  ## run what was tried where rows of the tables fall short (half an hour); trials that are there are kept
+trials: $(VENV)/.dev  ## run what was tried where rows of the tables fall short (over an hour); trials that are there are kept
 	$(BIN)/python tools/trials.py
 
 bench: $(VENV)/.dev  ## measure sampler, step, accuracy over time, memory and imports on this machine, and its GPU if there is one (a quarter of an hour, alone)
