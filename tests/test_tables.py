@@ -141,7 +141,7 @@ def test_committed_image_worlds_are_recovered(root):
     assert all(r["r2_z"] >= 0.99 for r in records if r["objective"] == "supervised")
 
 
-def test_settings_of_the_tables_are_among_the_trials(tables, trials):
+def test_trials_called_those_of_the_table_are_so(tables, trials):
     wanted = [run.parameters for runs in tables.rows(2).values() for run in runs]
     for setting in (trials.TEN | trials.TEN_TABLE, trials.FIFTY | trials.FIFTY_TABLE):
         assert any(setting.items() <= parameters.items() for parameters in wanted)
