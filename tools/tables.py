@@ -27,9 +27,9 @@ KEYS = ["n_instances", "dim", "n_classes", "conditional", "concentration", "g_la
 INCIDENTAL = {"seeds", "eval_every", "device", "log", "kappa", "scale"}
 
 
-def grid_of(table: int) -> Grid:
-    "The grid of a table."
-    return Grid.load(GRIDS / f"table{table}.yaml")
+def grids_of(table: int) -> list[Grid]:
+    "The grids of a table: most of it, and its twenty dimensions."
+    return [Grid.load(path) for path in sorted(GRIDS.glob(f"table{table}*.yaml"))]
 
 
 def name_of(table: int, run: Run) -> str:
@@ -40,12 +40,17 @@ def name_of(table: int, run: Run) -> str:
     return f"table{table}-{world}-{p['case']}-{p['g_law']}"
 
 
-def rows(table: int) -> dict[str, list[Run]]:
-    "The rows of a table: one run for each seed, by name."
+def rows_of(table: int, grid: Grid) -> dict[str, list[Run]]:
+    "The rows of a table that a grid holds: one run for each seed, by name."
     found = defaultdict(list)
-    for run in checked_runs(grid_of(table)):
+    for run in checked_runs(grid):
         found[name_of(table, run)].append(run)
     return dict(found)
+
+
+def rows(table: int) -> dict[str, list[Run]]:
+    "All rows of a table."
+    return {name: runs for grid in grids_of(table) for name, runs in rows_of(table, grid).items()}
 
 
 def read_row(path: Path) -> pd.DataFrame:
@@ -67,10 +72,10 @@ def is_stored(name: str, runs: list[Run]) -> bool:
     return same and sorted(records.seed) == sorted(run.varied["seed"] for run in runs)
 
 
-def store(table: int) -> None:
+def store(table: int, grid: Grid) -> None:
     "Write the files of the rows whose runs are all done."
-    folder = ROOT / grid_of(table).folder
-    for name, runs in rows(table).items():
+    folder = ROOT / grid.folder
+    for name, runs in rows_of(table, grid).items():
         if all(is_done(folder / run.key) for run in runs):
             results = [json.loads((folder / run.key / "result.json").read_text(encoding="utf-8")) for run in runs]
             records = [record for result in results for record in result["records"]]
@@ -83,7 +88,8 @@ def gather(table: int, folder: Path = ROOT / "results") -> pd.DataFrame:
     if not files:
         return pd.DataFrame()
     records = pd.concat([read_row(file) for file in files])
-    learner = ("objective", "softmax", "width", "n_blocks", "batch_size", "steps", "head_lr", "head_decay")
+    rates = ("lr", "hidden_lr", "head_lr", "head_decay")
+    learner = ("objective", "softmax", "width", "n_blocks", "batch_size", "steps", *rates)
     scores = ("official_r2_z", "official_r2_w", "orthogonality_error", "excess", "excess_se", "beta", "seconds")
     means = []
     for keys, group in records.groupby(KEYS, sort=False, dropna=False):
@@ -99,14 +105,15 @@ def gather(table: int, folder: Path = ROOT / "results") -> pd.DataFrame:
     return frame
 
 
-def run_table(table: int, laws: list[str], workers: int | None) -> int:
-    "Execute what is missing of a table; returns how many runs are not done."
-    store(table)
-    missing = {name: runs for name, runs in rows(table).items() if not is_stored(name, runs)}
+def run_rows(table: int, grid: Grid, laws: list[str], workers: int | None) -> int:
+    "Execute what is missing of a grid; returns how many runs are not done."
+    store(table, grid)
+    all_rows = rows_of(table, grid)
+    missing = {name: runs for name, runs in all_rows.items() if not is_stored(name, runs)}
     keys = [run.key for runs in missing.values() for run in runs if run.parameters["g_law"] in laws]
-    print(f"table {table}: {len(rows(table)) - len(missing)} of {len(rows(table))} rows are there", flush=True)
-    unfinished = sweep(grid_of(table), workers, only=keys).n_unfinished if keys else 0
-    store(table)
+    print(f"{grid.name}: {len(all_rows) - len(missing)} of {len(all_rows)} rows are there", flush=True)
+    unfinished = sweep(grid, workers, only=keys).n_unfinished if keys else 0
+    store(table, grid)
     gather(table)
     return unfinished
 
@@ -120,10 +127,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.gather:
         for table in options.tables:
-            store(table)
+            for grid in grids_of(table):
+                store(table, grid)
             gather(table)
         return
-    failures = sum(run_table(table, options.laws, options.workers) for table in options.tables)
+    planned = [(table, grid) for table in options.tables for grid in grids_of(table)]
+    failures = sum(run_rows(table, grid, options.laws, options.workers) for table, grid in planned)
     sys.exit(failures and f"{failures} runs are not done; run again to go on.")
 
 
