@@ -145,6 +145,8 @@ def test_trials_called_those_of_the_table_are_so(tables, trials):
     wanted = [run.parameters for runs in tables.rows(2).values() for run in runs]
     for setting in (trials.TEN | trials.TEN_TABLE, trials.FIFTY | trials.FIFTY_TABLE):
         assert any(setting.items() <= parameters.items() for parameters in wanted)
+    hard = trials.PUBLISHED | trials.PUBLISHED_TABLE
+    assert any(hard.items() <= runs[0].parameters.items() for runs in tables.rows(3).values())
 
 
 def test_recipe_has_every_variant(root, recipe):
@@ -155,7 +157,7 @@ def test_recipe_has_every_variant(root, recipe):
     }
 
 
-@pytest.mark.parametrize("name", ["flat_minima", "free_rows_d20"])
+@pytest.mark.parametrize("name", ["flat_minima", "free_rows_d20", "published_d20"])
 def test_every_trial_has_its_record_and_every_record_its_trial(root, trials, name):
     rows = json.loads((root / "results" / f"{name}.json").read_text(encoding="utf-8"))["records"]
     assert [trials.place(row, trials.TRIALS[name]) for row in rows] == list(range(len(trials.TRIALS[name])))
