@@ -64,6 +64,13 @@ def test_committed_tables_are_the_means_of_the_rows_files(tables, root, tmp_path
         assert {record["n_seeds"] for record in kept["records"]} == {5}
 
 
+@pytest.mark.parametrize("number", [2, 3])
+def test_committed_rows_are_those_that_the_grids_ask_for(tables, number):
+    rows = tables.rows(number)
+    assert {path.stem for path in tables.DONE.glob(f"table{number}-*.json")} == set(rows)
+    assert all(tables.is_stored(name, runs) for name, runs in rows.items())
+
+
 def test_a_row_is_run_again_if_it_was_run_otherwise(tables):
     done = [(name, runs) for name, runs in tables.rows(2).items() if tables.is_stored(name, runs)]
     assert done
