@@ -50,10 +50,12 @@ class ResidualBlock(nn.Module):
     def __init__(
         self,
         width: int,  # size of u
+        negative_slope: float,  # of σ
         generator: torch.Generator,  # randomness of the initial weights
     ):
         super().__init__()
-        self.inner = nn.Sequential(nn.LayerNorm(width), linear(width, width, generator), nn.LeakyReLU(), linear(width, width, generator))
+        first, second = (linear(width, width, generator) for _ in range(2))
+        self.inner = nn.Sequential(nn.LayerNorm(width), first, nn.LeakyReLU(negative_slope), second)
 
     def forward(self, u: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
         return u + self.inner(u)
@@ -68,11 +70,12 @@ class ResidualMLP(nn.Module):
         dim: int,  # d, dimension of the features
         width: int,  # size of the hidden representation
         n_blocks: int,  # number of residual blocks
+        negative_slope: float,  # of the leaky ReLUs
         generator: torch.Generator,  # randomness of the initial weights
     ):
         super().__init__()
         self.straight = linear(in_dim, dim, generator)
-        blocks = [ResidualBlock(width, generator) for _ in range(n_blocks)]
+        blocks = [ResidualBlock(width, negative_slope, generator) for _ in range(n_blocks)]
         self.correction = nn.Sequential(linear(in_dim, width, generator), *blocks, linear(width, dim, generator))
         nn.init.zeros_(self.correction[-1].weight)
         nn.init.zeros_(self.correction[-1].bias)
@@ -134,18 +137,20 @@ class Encoder(nn.Module):
         architecture: str = "residual",  # "residual", or "mlp" as in the paper
         width: int = 64,  # hidden width of the residual encoder
         n_blocks: int = 3,  # blocks of the residual encoder
+        negative_slope: float = 0.01,  # s in [0, 1], slope of the residual encoder's leaky ReLUs for negative inputs
         generator: torch.Generator | int = 0,  # randomness of the initial weights, or a seed
     ):
         super().__init__()
         self.in_dim, self.dim = check_integer("in_dim", in_dim, low=1), check_integer("dim", dim, low=1)
         check_integer("width", width, low=1)
         check_integer("n_blocks", n_blocks, low=0)
+        check_real("negative_slope", negative_slope, low=0, high=1)
         generator = as_generator(generator)
         self.whitening: Whitening | None = None
         if check_choice("architecture", architecture, ARCHITECTURES) == "mlp":
             self.net = mlp(in_dim, dim, generator)
         else:
-            self.whitening, self.net = Whitening(in_dim), ResidualMLP(in_dim, dim, width, n_blocks, generator)
+            self.whitening, self.net = Whitening(in_dim), ResidualMLP(in_dim, dim, width, n_blocks, negative_slope, generator)
 
     @property
     def hidden_weights(self) -> list[str]:

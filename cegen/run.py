@@ -78,6 +78,7 @@ class Config:
     architecture: str = "residual"  # encoder: residual, or mlp as in the paper
     width: int = 64  # hidden width of the residual encoder
     n_blocks: int = 3  # blocks of the residual encoder
+    negative_slope: float = 0.01  # slope of its leaky ReLUs for negative inputs, 0 to 1
     steps: int = 2000  # optimiser steps
     batch_size: int = 512  # samples a step
     lr: float = 1e-2  # Adam's rate for the encoder
@@ -143,7 +144,7 @@ def make_model(
     seed: int,  # of this run
 ) -> tuple[Encoder, Head]:  # f and W, untrained
     "The learner of one seed."
-    encoder = Encoder(source.mixing.observed_dim, config.dim, config.architecture, config.width, config.n_blocks,
+    encoder = Encoder(source.mixing.observed_dim, config.dim, config.architecture, config.width, config.n_blocks, config.negative_slope,
                       generator=random_stream(seed, "encoder"))
     n_rows = get_objective(config.objective).n_rows(source)
     return encoder, HEADS[config.softmax](n_rows, config.dim, config.case, generator=random_stream(seed, "head"))

@@ -102,6 +102,28 @@ def test_the_encoder_of_the_paper_is_not_prepared():
     assert not any("whitening" in name for name in before)
 
 
+def slopes(encoder):
+    return [module.negative_slope for module in encoder.modules() if isinstance(module, torch.nn.LeakyReLU)]
+
+
+def test_slope_is_that_of_every_block_and_not_of_the_encoder_of_the_paper():
+    assert slopes(Encoder(6, 3)) == [0.01] * 3
+    assert slopes(Encoder(6, 3, n_blocks=2, negative_slope=0.2)) == [0.2] * 2
+    assert set(slopes(Encoder(6, 3, "mlp", negative_slope=0.2))) == {0.01}
+
+
+def test_slope_changes_no_initial_weight():
+    usual, steep = Encoder(6, 3).state_dict(), Encoder(6, 3, negative_slope=0.2).state_dict()
+    assert usual.keys() == steep.keys()
+    assert all(torch.equal(usual[name], steep[name]) for name in usual)
+
+
+@pytest.mark.parametrize("slope", [-0.1, 1.1, float("nan")])
+def test_a_slope_outside_its_range_is_named(slope):
+    with pytest.raises(ValueError, match="negative_slope"):
+        Encoder(6, 3, negative_slope=slope)
+
+
 def test_prepared_encoder_learns_more_in_the_same_steps():
     source = SyntheticSource(ClusterDGP(5), InvertibleMLP(5, law="published"))
     batch, scores = source.sample(4000, random_stream(0, "data")), []

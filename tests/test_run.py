@@ -72,6 +72,7 @@ def test_other_conditionals_have_a_floor_and_no_kappa(conditional):
         {"precision": "bf16-mixed"},
         {"softmax": "sampled"},
         {"head_decay": "inverse"},
+        {"negative_slope": 0.2},
         {"softmax": "sampled", "case": "C1", "objective": "supervised"},
     ],
 )

@@ -87,6 +87,8 @@ VARIANTS = {
     "input not whitened": Variant(change=not_whitened, worlds=ALL),
     "Adam for all weights": Variant(change=adam_alone, worlds=ALL),
     "SiLU": Variant(change=smooth),
+    "leaky ReLU's slope .2": Variant({"negative_slope": 0.2}, worlds=ALL),
+    "leaky ReLU's slope .4": Variant({"negative_slope": 0.4}, worlds=ALL),
     "half the width": Variant({"width": 32}, worlds=("default", "κ = 50")),
     "twice the width": Variant({"width": 128}, worlds=("default", "κ = 50")),
     "width 64": Variant({"width": 64}, worlds=("d = 10",)),

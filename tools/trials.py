@@ -88,7 +88,9 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 
-USUAL = {name: getattr(Config, name) for name in ("lr", "hidden_lr", "head_lr", "head_decay", "warmup")}
+USUAL = {
+    name: getattr(Config, name) for name in ("negative_slope", "lr", "hidden_lr", "head_lr", "head_decay", "warmup")
+}
 
 
 def facts(trial: dict[str, Any]) -> dict[str, Any]:
@@ -116,8 +118,9 @@ def run(trial: dict[str, Any]) -> dict[str, Any]:
 
 
 def place(row: dict[str, Any], trials: list[dict[str, Any]]) -> int:
-    "Where in the list the trial of a record stands."
-    return next((k for k, trial in enumerate(trials) if facts(trial).items() <= row.items()), len(trials))
+    "Where in the list the trial of a record stands; one that is older than a parameter was run with its default."
+    settings = (USUAL | row).items()
+    return next((k for k, trial in enumerate(trials) if facts(trial).items() <= settings), len(trials))
 
 
 def main() -> None:
