@@ -40,7 +40,16 @@ TWENTY = {
 }
 PUBLISHED = TWENTY | {"g_law": "published", "case": "C1", "batch_size": 2048, "steps": 6000}
 PUBLISHED |= {"objective": "supervised", "n_instances": 100, "softmax": "full"}
-PUBLISHED_TABLE = {"lr": 0.0025, "hidden_lr": 0.05, "batch_size": 4096}
+LOW = {"lr": 0.0025, "hidden_lr": 0.05}
+PUBLISHED_TABLE = {
+    "lr": 0.0025,
+    "hidden_lr": 0.1,
+    "width": 64,
+    "negative_slope": 0.2,
+    "batch_size": 4096,
+    "steps": 12000,
+}
+BY_INSTANCE = {"objective": "diet", "n_instances": 1000, "softmax": "sampled", "case": "C2"}
 TRIALS: dict[str, list[dict[str, Any]]] = {
     "flat_minima": [
         TEN,
@@ -82,9 +91,14 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     "published_d20": [
         PUBLISHED,
         PUBLISHED | {"lr": 0.0025},
-        PUBLISHED | PUBLISHED_TABLE | {"batch_size": 2048},
+        PUBLISHED | LOW,
         PUBLISHED | {"batch_size": 4096},
-        PUBLISHED | PUBLISHED_TABLE | {"objective": "diet", "n_instances": 1000, "softmax": "sampled", "case": "C2"},
+        PUBLISHED | LOW | {"negative_slope": 0.2},
+        PUBLISHED | LOW | {"negative_slope": 0.4},
+        PUBLISHED | LOW | {"negative_slope": 0.2, "width": 64},
+        PUBLISHED | PUBLISHED_TABLE | {"steps": 6000},
+        PUBLISHED | PUBLISHED_TABLE | {"negative_slope": 0.01},
+        PUBLISHED | PUBLISHED_TABLE | BY_INSTANCE,
     ],
 }
 
