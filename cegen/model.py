@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'CASES', 'linear', 'mlp', 'ResidualBlock', 'ResidualMLP', 'Whitening', 'Encoder', 'logits_at_once',
-           'widened', 'linear_cross_entropy', 'Head', 'SampledHead', 'Similarity', 'Marginal', 'AuxiliaryHead']
+           'widened', 'linear_cross_entropy', 'RowMap', 'Head', 'SampledHead', 'Similarity', 'Marginal',
+           'AuxiliaryHead']
 
 # %% ../nbs/05_model.ipynb #06bc7051
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -236,6 +238,21 @@ class _UnitRows(torch.autograd.Function):
 CASES = ("C1", "C2", "C3", "C4")
 
 
+class RowMap(nn.Linear):
+    "An affine map that all rows of a head share: A v + u, the identity at first."
+
+    def __init__(
+        self,
+        dim: int,  # d, dimension of the rows
+    ):
+        super().__init__(dim, dim)
+
+    def reset_parameters(self) -> None:
+        "Make it the identity; no random number is drawn."
+        nn.init.eye_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
 class Head(nn.Module):
     "The linear head W with inverse temperature β, in one of the theorem's four cases."
 
@@ -248,6 +265,7 @@ class Head(nn.Module):
         learn_beta: bool | None = None,  # default in C1 only: elsewhere rows or features absorb the scale
         generator: torch.Generator | int = 0,  # randomness of the initial rows, or a seed
         bias: bool = False,  # whether each row has a bias; the theorem's head has none
+        row_map: bool = False,  # whether all rows pass through an affine map, trained like the encoder, before they are normalised
     ):
         super().__init__()
         self.case = check_choice("case", case, CASES)
@@ -259,6 +277,7 @@ class Head(nn.Module):
         learn_beta = case == "C1" if learn_beta is None else learn_beta
         self.log_beta = nn.Parameter(torch.tensor(math.log(beta)), requires_grad=learn_beta)
         self.bias = nn.Parameter(torch.zeros(n_rows)) if bias else None
+        self.row_map = RowMap(dim) if row_map else None
 
     @property
     def beta(self) -> Tensor:
@@ -268,10 +287,14 @@ class Head(nn.Module):
     @property
     def rows(self) -> Float[Tensor, "rows d"]:
         "The rows w_i as the softmax sees them: unit vectors in C1 and C3."
-        return self._row_norm(self.weight)
+        return self._seen(self.weight)
 
-    def _row_norm(self, rows: Float[Tensor, "rows d"]) -> Float[Tensor, "rows d"]:
-        return F.normalize(rows, dim=1) if self.unit_rows else rows
+    def _seen(self, rows: Float[Tensor, "rows d"], normalize: Callable[[Tensor], Tensor] = F.normalize) -> Float[Tensor, "rows d"]:
+        if not self.unit_rows:
+            return rows if self.row_map is None else self.row_map(rows)
+        # Before the map as well: else a shift would do the less the longer the stored rows have grown.
+        unit = normalize(rows)
+        return unit if self.row_map is None else normalize(self.row_map(unit))
 
     def features(
         self,
@@ -299,7 +322,7 @@ class Head(nn.Module):
             return F.cross_entropy(self(f), labels, reduction=reduction)
         self._check(f)
         at_once = self.logits_held(len(f)) == len(f) * len(self.weight)
-        rows = self.rows if at_once or not self.unit_rows else _UnitRows.apply(self.weight)
+        rows = self._seen(self.weight, F.normalize if at_once else _UnitRows.apply)
         return linear_cross_entropy(self.beta * self.features(f), rows, labels, self.bias, reduction)
 
     def logits_held(
@@ -332,8 +355,9 @@ class SampledHead(Head):
         beta: float = 1.0,  # first inverse temperature > 0, see `Head`
         learn_beta: bool | None = None,  # whether it is trained, see `Head`
         generator: torch.Generator | int = 0,  # randomness of the initial rows, or a seed
+        row_map: bool = False,  # whether all rows pass through an affine map, see `Head`
     ):
-        super().__init__(n_rows, dim, case, beta, learn_beta, generator)
+        super().__init__(n_rows, dim, case, beta, learn_beta, generator, row_map=row_map)
 
     @property
     def sparse_parameters(self) -> list[nn.Parameter]:
@@ -358,7 +382,7 @@ class SampledHead(Head):
         # A GPU would have to wait for a look at the labels; there a batch without rivals has no gradient and does no harm.
         if len(labels) < 2 or (self.sparse_gradients and not bool((labels != labels[0]).any())):
             raise invalid("labels", "all the same", "of at least two kinds", "Take larger batches, or more labels.")
-        rows = self._row_norm(F.embedding(labels, self.weight, sparse=self.sparse_gradients))
+        rows = self._seen(F.embedding(labels, self.weight, sparse=self.sparse_gradients))
         hats = zip(*(part.tensor_split(self._n_hats(len(labels))) for part in (self.beta * self.features(f), rows)), strict=True)
         logits = [widened(F.linear(z, w)) for z, w in hats]
         losses = torch.cat([F.cross_entropy(each, torch.arange(len(each), device=each.device), reduction="none") for each in logits])

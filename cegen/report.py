@@ -177,7 +177,7 @@ def paper_table(
 # %% ../nbs/11_report.ipynb #380eaf23
 CONFIGURATION = ("objective", "case", "dim", "n_classes", "n_instances", "conditional", "concentration", "g_law", "steps")
 DETAILS = ("class_vectors", "class_concentration", "shape", "label_noise", "noisy_classes", "condition_number", "observed_dim",
-           "softmax", "architecture", "width", "n_blocks", "negative_slope", "batch_size", "lr", "hidden_lr", "head_lr", "head_decay",
+           "softmax", "row_map", "architecture", "width", "n_blocks", "negative_slope", "batch_size", "lr", "hidden_lr", "head_lr", "head_decay",
            "warmup", "precision")
 PAPERS_OWN = {"class_vectors": "uniform", "label_noise": 0.0, "g_law": "published"}  # what all rows of its tables share
 

@@ -75,6 +75,7 @@ class Config:
     objective: str = "diet"  # diet (predict the instance) or supervised (predict the class)
     case: str = "C4"  # unit norms: C1 features and rows, C2 features, C3 rows, C4 none
     softmax: str = "full"  # labels that a sample is told apart from: full (all) or sampled (those of the batch)
+    row_map: bool = False  # whether all rows of the head pass through an affine map, trained like the encoder
     architecture: str = "residual"  # encoder: residual, or mlp as in the paper
     width: int = 64  # hidden width of the residual encoder
     n_blocks: int = 3  # blocks of the residual encoder
@@ -103,6 +104,8 @@ class Config:
                 check_integer(field.name, value, low=0)
             if field.type is float:
                 check_real(field.name, value, low=0)
+            if field.type is bool and not isinstance(value, bool):
+                raise invalid(field.name, value, "True or False")
         check_integer("n_test", self.n_test, low=max(20, 4 * self.dim), fix="Half of the samples fit the probes.")
         if isinstance(self.seeds, str) or not isinstance(self.seeds, int | Iterable):
             raise invalid("seeds", self.seeds, "a list of integers", "In papermill: -y 'seeds: [0, 1]'.")
@@ -147,7 +150,7 @@ def make_model(
     encoder = Encoder(source.mixing.observed_dim, config.dim, config.architecture, config.width, config.n_blocks, config.negative_slope,
                       generator=random_stream(seed, "encoder"))
     n_rows = get_objective(config.objective).n_rows(source)
-    return encoder, HEADS[config.softmax](n_rows, config.dim, config.case, generator=random_stream(seed, "head"))
+    return encoder, HEADS[config.softmax](n_rows, config.dim, config.case, row_map=config.row_map, generator=random_stream(seed, "head"))
 
 # %% ../nbs/12_run.ipynb #e91066d6
 def latents_of(

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['DECAYS', 'PRECISIONS', 'BETAS', 'CHECKPOINT', 'Callback', 'Log', 'N_WARM_UP', 'RECORDABLE', 'N_PREPARE', 'schedule',
-           'Settings', 'autocast', 'training_step', 'evaluate', 'source_identity', 'Run', 'make_optimizers', 'Training',
-           'alone', 'save_checkpoint', 'load_checkpoint', 'run_tensors', 'save_training', 'check_identity', 'resume',
-           'mean_loss', 'mean_losses', 'bytes_kept', 'free_memory', 'logits_held', 'check_memory', 'FitResult',
-           'progress', 'look', 'take_step', 'is_recordable', 'RecordedStep', 'step_of', 'train', 'fit', 'make_settings',
-           'check_batch', 'start_run', 'finish', 'set_rates', 'prepare', 'keep_freed_memory', 'start', 'structure',
-           'check_alike', 'Learner', 'stack', 'side_by_side', 'check_batchable', 'as_lists', 'fit_many']
+           'Settings', 'autocast', 'training_step', 'evaluate', 'source_identity', 'Run', 'kind_of', 'make_optimizers',
+           'Training', 'alone', 'save_checkpoint', 'load_checkpoint', 'run_tensors', 'save_training', 'check_identity',
+           'resume', 'mean_loss', 'mean_losses', 'bytes_kept', 'free_memory', 'logits_held', 'check_memory',
+           'FitResult', 'progress', 'look', 'take_step', 'is_recordable', 'RecordedStep', 'step_of', 'train', 'fit',
+           'make_settings', 'check_batch', 'start_run', 'finish', 'set_rates', 'prepare', 'keep_freed_memory', 'start',
+           'structure', 'check_alike', 'Learner', 'stack', 'side_by_side', 'check_batchable', 'as_lists', 'fit_many']
 
 # %% ../nbs/09_train.ipynb #4eda5866
 import copy
@@ -18,6 +18,7 @@ import json
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
@@ -175,30 +176,41 @@ class Run:
 BETAS = (0.9, 0.95)  # Adam's decay rates of the first and second moment
 
 
+def kind_of(
+    run: Run,  # with an encoder and a head
+) -> Callable[[str], str]:  # from a parameter's name, "encoder.…" or "head.…", to "hidden", "rows", "encoder" or "head"
+    "How each parameter of a run is trained."
+    hidden = {f"encoder.{name}" for name in getattr(run.encoder, "hidden_weights", ())}
+    sparse = {id(p) for p in getattr(run.head, "sparse_parameters", ())}
+    rows = {f"head.{name}" for name, p in run.head.named_parameters() if id(p) in sparse}
+
+    def kind(name: str) -> str:
+        if name in hidden | rows:
+            return "hidden" if name in hidden else "rows"
+        return "encoder" if name.startswith(("encoder.", "head.row_map.")) else "head"
+
+    return kind
+
+
 def make_optimizers(
-    encoder: Iterable[Tensor],  # parameters of f
-    head: Iterable[Tensor],  # parameters of W and β
-    settings: Settings,  # with the rates
-    device: torch.device,  # where training runs
-    hidden: Iterable[Tensor] = (),  # those of the encoder's that are matrices between hidden layers
-    sparse: Iterable[Tensor] = (),  # those of the head's of which a step moves a few rows
+    run: Run,  # with the rates, and what is to be trained in which way
+    parameters: Mapping[str, Tensor],  # "encoder.…" and "head.…": its own, or stacked with those of other runs
 ) -> list[torch.optim.Optimizer]:  # as many as are needed; each group has its `base_lr` and `decay`
     "Muon for hidden matrices, Adam for the rest of encoder and head, by rows where a step moves few of them."
-    def trained(parameters: Iterable[Tensor], elsewhere: Iterable[Tensor] = ()) -> list[Tensor]:
-        taken = {id(p) for p in elsewhere}
-        return [p for p in parameters if p.requires_grad and id(p) not in taken]
-
-    hidden, sparse = trained(hidden), trained(sparse)
+    settings, device, kind, of_kind = run.settings, run.source.device, kind_of(run), defaultdict(list)
+    for name, p in parameters.items():
+        if p.requires_grad:
+            of_kind[kind(name)].append(p)
     of_head = {"base_lr": settings.head_lr, "decay": settings.head_decay}
-    groups = [{"params": trained(encoder, hidden), "base_lr": settings.lr, "decay": "cosine"}, {"params": trained(head, sparse), **of_head}]
+    groups = [{"params": of_kind["encoder"], "base_lr": settings.lr, "decay": "cosine"}, {"params": of_kind["head"], **of_head}]
     optimizers: list[torch.optim.Optimizer] = []
     if groups := [group for group in groups if group["params"]]:
         optimizers.append(torch.optim.Adam(groups, betas=BETAS, fused=device.type in ("cpu", "cuda")))
-    if hidden:
-        optimizers.append(Muon([{"params": hidden, "base_lr": settings.hidden_lr, "decay": "cosine"}]))
-    if sparse:
+    if of_kind["hidden"]:
+        optimizers.append(Muon([{"params": of_kind["hidden"], "base_lr": settings.hidden_lr, "decay": "cosine"}]))
+    if of_kind["rows"]:
         by_rows = torch.optim.SparseAdam if device.type == "cpu" else RowAdam
-        optimizers.append(by_rows([{"params": sparse, **of_head}], betas=BETAS))
+        optimizers.append(by_rows([{"params": of_kind["rows"], **of_head}], betas=BETAS))
     return optimizers
 
 # %% ../nbs/09_train.ipynb #57a28b48
@@ -229,10 +241,8 @@ def alone(
         with autocast(batches[0].x.device, settings.precision):
             return run.objective.loss(encoder(batches[0].x), head, batches[0]).reshape(1)
 
-    hidden = [encoder.get_parameter(name) for name in getattr(encoder, "hidden_weights", ())]
-    sparse = getattr(head, "sparse_parameters", ())
-    optimizers = make_optimizers(encoder.parameters(), head.parameters(), settings, run.source.device, hidden, sparse)
-    return Training(runs, losses_of, optimizers)
+    parameters = dict(nn.ModuleDict({"encoder": encoder, "head": head}).named_parameters())
+    return Training(runs, losses_of, make_optimizers(run, parameters))
 
 # %% ../nbs/09_train.ipynb #b95a8bd9
 CHECKPOINT = "last.safetensors"
@@ -768,7 +778,6 @@ def side_by_side(
     "Several runs as one, with a batch axis in front of every parameter."
     learners = [Learner(run).train() for run in runs]
     parameters, buffers = stack(learners)
-    encoder, head = ([p for name, p in parameters.items() if name.startswith(part)] for part in ("encoder.", "head."))
     settings, device = runs[0].settings, runs[0].source.device
 
     def loss_of_one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], tensors: dict[str, Tensor]) -> Tensor:
@@ -780,10 +789,7 @@ def side_by_side(
         with autocast(device, settings.precision):
             return torch.vmap(loss_of_one, randomness="different")(parameters, buffers, tensors)
 
-    hidden = [parameters[f"encoder.{name}"] for name in getattr(runs[0].encoder, "hidden_weights", ())]
-    by_rows = {id(p) for p in getattr(runs[0].head, "sparse_parameters", ())}
-    sparse = [parameters[f"head.{name}"] for name, p in runs[0].head.named_parameters() if id(p) in by_rows]
-    return Training(runs, losses_of, make_optimizers(encoder, head, settings, device, hidden, sparse))
+    return Training(runs, losses_of, make_optimizers(runs[0], parameters))
 
 # %% ../nbs/09_train.ipynb #1cda374e
 def check_batchable(
