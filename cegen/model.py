@@ -239,18 +239,20 @@ CASES = ("C1", "C2", "C3", "C4")
 
 
 class RowMap(nn.Linear):
-    "An affine map that all rows of a head share: A v + u, the identity at first."
+    "A map that all rows of a head share: A v + u, the identity at first."
 
     def __init__(
         self,
         dim: int,  # d, dimension of the rows
+        shift: bool,  # whether it has a u
     ):
-        super().__init__(dim, dim)
+        super().__init__(dim, dim, bias=shift)
 
     def reset_parameters(self) -> None:
         "Make it the identity; no random number is drawn."
         nn.init.eye_(self.weight)
-        nn.init.zeros_(self.bias)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 class Head(nn.Module):
@@ -265,7 +267,7 @@ class Head(nn.Module):
         learn_beta: bool | None = None,  # default in C1 only: elsewhere rows or features absorb the scale
         generator: torch.Generator | int = 0,  # randomness of the initial rows, or a seed
         bias: bool = False,  # whether each row has a bias; the theorem's head has none
-        row_map: bool = False,  # whether all rows pass through an affine map, trained like the encoder, before they are normalised
+        row_map: bool = False,  # whether all rows pass through one map, linear or (unit rows) affine, that is trained like the encoder
     ):
         super().__init__()
         self.case = check_choice("case", case, CASES)
@@ -277,7 +279,7 @@ class Head(nn.Module):
         learn_beta = case == "C1" if learn_beta is None else learn_beta
         self.log_beta = nn.Parameter(torch.tensor(math.log(beta)), requires_grad=learn_beta)
         self.bias = nn.Parameter(torch.zeros(n_rows)) if bias else None
-        self.row_map = RowMap(dim) if row_map else None
+        self.row_map = RowMap(dim, shift=self.unit_rows) if row_map else None
 
     @property
     def beta(self) -> Tensor:
@@ -355,7 +357,7 @@ class SampledHead(Head):
         beta: float = 1.0,  # first inverse temperature > 0, see `Head`
         learn_beta: bool | None = None,  # whether it is trained, see `Head`
         generator: torch.Generator | int = 0,  # randomness of the initial rows, or a seed
-        row_map: bool = False,  # whether all rows pass through an affine map, see `Head`
+        row_map: bool = False,  # whether all rows pass through one map, see `Head`
     ):
         super().__init__(n_rows, dim, case, beta, learn_beta, generator, row_map=row_map)
 

@@ -193,6 +193,66 @@ def test_biases_are_added_to_the_logits_and_are_absent_by_default(case):
         plain.load_state_dict(biased.state_dict())
 
 
+def scrambled(row_map):
+    "The same map with some matrix and some shift."
+    g = random_stream(0, "map")
+    row_map.weight.data = torch.randn(row_map.weight.shape, generator=g)
+    if row_map.bias is not None:
+        row_map.bias.data = torch.randn(row_map.bias.shape, generator=g)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_map_of_rows_is_the_identity_at_first_and_draws_nothing(case):
+    before = torch.get_rng_state()
+    plain, mapped = Head(20, 4, case), Head(20, 4, case, row_map=True)
+    assert torch.equal(before, torch.get_rng_state())
+    shift = ["row_map.bias"] * CASES[case][1]
+    assert list(mapped.state_dict()) == ["weight", "log_beta", "row_map.weight", *shift]
+    assert plain.row_map is None
+    torch.testing.assert_close(mapped(features()), plain(features()))
+
+
+@pytest.mark.parametrize("kind", [Head, SampledHead])
+@pytest.mark.parametrize("case", CASES)
+def test_rows_pass_the_map_between_two_normalisations_or_none(kind, case):
+    head, (_, unit_rows) = kind(20, 4, case, row_map=True), CASES[case]
+    head.weight.data *= 7
+    scrambled(head.row_map)
+    stored = F.normalize(head.weight) if unit_rows else head.weight
+    image = F.linear(stored, head.row_map.weight, head.row_map.bias)
+    torch.testing.assert_close(head.rows, F.normalize(image) if unit_rows else image)
+    assert not torch.allclose(head.rows, stored, atol=0.1)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_map_of_rows_gets_the_gradient_of_the_plain_softmax_in_every_way_to_compute_the_loss(chunked, case):
+    u, _, _, labels = problem()
+    head = Head(MANY, 4, case, beta=3.0, row_map=True)
+    scrambled(head.row_map)
+    wanted = (head.weight, *head.row_map.parameters())
+    right = torch.autograd.grad(F.cross_entropy(head(u), labels), wanted)
+    ours = torch.autograd.grad(head.cross_entropy(u, labels), wanted)
+    assert chunked
+    for got, expected in zip(ours, right, strict=True):
+        assert expected.abs().max() > 1e-4
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_of_a_sampled_head_the_rows_have_sparse_gradients_and_their_map_a_dense_one(case):
+    head, few = SampledHead(50, 4, case, row_map=True), torch.randperm(50, generator=random_stream(0, "labels"))[:16]
+    scrambled(head.row_map)
+    head.cross_entropy(features(), few).backward()
+    assert head.weight.grad.is_sparse and not head.row_map.weight.grad.is_sparse
+    assert [id(p) for p in head.sparse_parameters] == [id(head.weight)]
+    among_the_few = Head(16, 4, case, row_map=True)
+    among_the_few.load_state_dict({**head.state_dict(), "weight": head.weight[few]})
+    F.cross_entropy(among_the_few(features()), torch.arange(16)).backward()
+    for p, q in zip(head.row_map.parameters(), among_the_few.row_map.parameters(), strict=True):
+        assert p.grad.abs().max() > 1e-4
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-6, rtol=1e-4)
+
+
 def test_similarity_is_the_scaled_cosine_and_learns_its_scale():
     head, f, g = Similarity(beta=2.5), features(), features(n=6)
     assert head.unit_features

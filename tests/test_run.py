@@ -73,6 +73,8 @@ def test_other_conditionals_have_a_floor_and_no_kappa(conditional):
         {"softmax": "sampled"},
         {"head_decay": "inverse"},
         {"negative_slope": 0.2},
+        {"row_map": True},
+        {"softmax": "sampled", "case": "C1", "objective": "supervised", "row_map": True},
         {"softmax": "sampled", "case": "C1", "objective": "supervised"},
     ],
 )
@@ -161,6 +163,7 @@ def test_interrupt_keeps_the_last_checkpoint_and_the_next_call_finishes(tmp_path
         ({"g_law": "haar"}, "one of 'conditioned', 'published'"),
         ({"architecture": "cnn"}, "architecture='cnn'"),
         ({"softmax": "half"}, "one of 'full', 'sampled'"),
+        ({"row_map": "yes"}, "row_map='yes' is not valid: it must be True or False"),
         ({"precision": "fp8"}, "one of 'fp32', 'bf16-mixed'"),
         ({"n_test": 3}, "n_test=3"),
         ({"n_test": 21, "dim": 6}, "n_test=21"),

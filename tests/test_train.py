@@ -281,13 +281,14 @@ def test_evaluation_sees_both_modules_in_evaluation_mode_and_training_in_trainin
 # ---- sparse gradients
 
 
-def sparse_world(n_instances=120):
+def sparse_world(n_instances=120, row_map=False):
     source = SyntheticSource(ClusterDGP(3, 12, n_instances, seed=0), InvertibleMLP(3))
-    return source, Encoder(3, 3, width=16, n_blocks=1), SampledHead(n_instances, 3, learn_beta=True)
+    return source, Encoder(3, 3, width=16, n_blocks=1), SampledHead(n_instances, 3, learn_beta=True, row_map=row_map)
 
 
-def test_rows_with_sparse_gradients_get_an_adam_of_their_own_with_the_heads_rate():
-    source, encoder, head = sparse_world()
+@pytest.mark.parametrize("row_map", [False, True])
+def test_rows_with_sparse_gradients_get_an_adam_of_their_own_with_the_heads_rate(row_map):
+    source, encoder, head = sparse_world(row_map=row_map)
     settings = Settings(lr=1e-3, hidden_lr=2e-3, head_lr=1e-2, head_decay="inverse", steps=1001, warmup=1)
     training = alone([start_run(source, encoder, head, get_objective("diet"), settings, torch.device("cpu"))])
     dense, muon, sparse = training.optimizers
@@ -300,6 +301,8 @@ def test_rows_with_sparse_gradients_get_an_adam_of_their_own_with_the_heads_rate
         id(head.weight): "rows",
         id(head.log_beta): "beta",
     }
+    if row_map:
+        owner |= {id(p): "encoder" for p in head.row_map.parameters()}
 
     def rates(step):
         set_rates(training.optimizers, step, settings)
@@ -307,6 +310,7 @@ def test_rows_with_sparse_gradients_get_an_adam_of_their_own_with_the_heads_rate
         assert all(
             (optimizer is sparse) == (owner[id(p)] == "rows") for optimizer, group in groups for p in group["params"]
         )
+        assert len(owner) == sum(len(group["params"]) for _, group in groups)
         return {owner[id(p)]: group["lr"] for _, group in groups for p in group["params"]}
 
     def expected(factor, of_head):
@@ -387,7 +391,7 @@ def worlds(n, **options):
     return [list(column) for column in zip(*parts, strict=True)]
 
 
-def first_steps(objective, n_runs, heads, case, precision="fp32"):
+def first_steps(objective, n_runs, heads, precision="fp32"):
     "The losses of the first twenty steps: of runs side by side, and of each alone."
     objective, losses = get_objective(objective), []
     for join in (side_by_side, alone):
@@ -410,14 +414,22 @@ def first_steps(objective, n_runs, heads, case, precision="fp32"):
 
 
 @pytest.mark.parametrize(
-    ("objective", "case"),
-    [("diet", "C4"), ("diet", "C1"), ("supervised", "C2"), ("supervised", "C3"), ("tcl", "C4"), ("gcl", "C4")],
+    ("objective", "options"),
+    [
+        ("diet", {"case": "C4"}),
+        ("diet", {"case": "C1"}),
+        ("diet", {"case": "C1", "row_map": True}),
+        ("supervised", {"case": "C2"}),
+        ("supervised", {"case": "C3", "row_map": True}),
+        ("tcl", {"case": "C4"}),
+        ("gcl", {"case": "C4"}),
+    ],
 )
-def test_the_first_steps_of_many_runs_are_those_of_each_alone(objective, case):
+def test_the_first_steps_of_many_runs_are_those_of_each_alone(objective, options):
     def heads(sources):
-        return [get_objective(objective).make_head(s, 3, generator=k, case=case) for k, s in enumerate(sources)]
+        return [get_objective(objective).make_head(s, 3, generator=k, **options) for k, s in enumerate(sources)]
 
-    together, each = first_steps(objective, 3, heads, case)
+    together, each = first_steps(objective, 3, heads)
     assert together.shape == (20, 3)
     assert (each[-1] < each[0]).all(), "they learn"
     torch.testing.assert_close(together, each, rtol=1e-4, atol=0)
@@ -427,9 +439,9 @@ def test_half_precision_is_the_same_side_by_side_up_to_its_rounding():
     def heads(sources):
         return [Head(120, 3, generator=k) for k in range(len(sources))]
 
-    together, each = first_steps("diet", 2, heads, "C4", precision="bf16-mixed")
+    together, each = first_steps("diet", 2, heads, precision="bf16-mixed")
     torch.testing.assert_close(together, each, rtol=0.05, atol=0)
-    assert not torch.equal(each, first_steps("diet", 2, heads, "C4")[1])
+    assert not torch.equal(each, first_steps("diet", 2, heads)[1])
 
 
 def latents_explained(source, result):
