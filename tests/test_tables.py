@@ -75,7 +75,14 @@ def test_a_row_is_run_again_if_it_was_run_otherwise(tables):
     done = [(name, runs) for name, runs in tables.rows(2).items() if tables.is_stored(name, runs)]
     assert done
     name, runs = done[0]
-    for change in ({"steps": 17}, {"n_classes": 7}, {"head_lr": 0.3}, {"head_decay": "other"}, {"negative_slope": 0.5}):
+    for change in (
+        {"steps": 17},
+        {"n_classes": 7},
+        {"head_lr": 0.3},
+        {"head_decay": "other"},
+        {"negative_slope": 0.5},
+        {"row_map": True},
+    ):
         assert not tables.is_stored(name, [replace(run, parameters=dict(run.parameters) | change) for run in runs])
     assert not tables.is_stored(name, runs[:4]), "other seeds"
 

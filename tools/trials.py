@@ -20,10 +20,12 @@ from cegen.run import Trial, environment, run_seed
 ROOT = Path(__file__).resolve().parent.parent
 SCORES = ("r2_z", "excess", "excess_se", "beta", "orthogonality_error", "seconds")
 TEN = {"n_classes": 10, "g_law": "conditioned", "case": "C1", "softmax": "sampled", "batch_size": 2048, "steps": 2000}
+MAP = {"row_map": True}
 FIFTY = {"kappa": 50.0, "softmax": "sampled", "batch_size": 1024, "steps": 4000, "head_lr": 1.0}
 # The head's rate as 1/t: …_INVERSE sees as many samples as the cosine does, …_TABLE is the setting of table 2.
 TEN_INVERSE = {"head_decay": "inverse", "head_lr": 0.5, "warmup": 30}
-TEN_TABLE = TEN_INVERSE | {"steps": 6000, "lr": 0.005, "hidden_lr": 0.01}
+TEN_LONG = TEN_INVERSE | {"steps": 6000, "lr": 0.005, "hidden_lr": 0.01}
+TEN_TABLE = TEN_LONG | {"batch_size": 4096, "steps": 8000, "head_lr": 1.0, "row_map": True}
 FIFTY_INVERSE = {"head_decay": "inverse", "head_lr": 3.0}
 FIFTY_TABLE = FIFTY_INVERSE | {"batch_size": 4096}
 UNIT, FREE = FIFTY | {"g_law": "conditioned", "case": "C1"}, FIFTY | {"g_law": "published", "case": "C2", "seed": 4}
@@ -53,22 +55,31 @@ BY_INSTANCE = {"objective": "diet", "n_instances": 1000, "softmax": "sampled", "
 TRIALS: dict[str, list[dict[str, Any]]] = {
     "flat_minima": [
         TEN,
+        TEN | MAP,
         TEN | TEN_INVERSE,
+        TEN | TEN_INVERSE | MAP,
         TEN | {"lr": 0.005, "hidden_lr": 0.01},
+        TEN | TEN_LONG,
+        TEN | TEN_LONG | MAP,
+        TEN | TEN_LONG | {"batch_size": 4096, "steps": 8000},
         TEN | TEN_TABLE,
-        TEN | TEN_TABLE | {"batch_size": 4096, "steps": 8000},
         TEN | {"softmax": "full"},
         TEN | {"head_lr": 0.02},
         TEN | {"head_lr": 0.01, "steps": 4000},
         TEN | {"head_lr": 0.02, "steps": 8000},
         TEN | {"objective": "supervised", "softmax": "full", "n_instances": 10},
         TEN | {"case": "C2"},
+        TEN | MAP | {"case": "C2"},
         TEN | TEN_INVERSE | {"case": "C2"},
+        TEN | TEN_INVERSE | MAP | {"case": "C2"},
+        TEN | TEN_LONG | {"case": "C2"},
+        TEN | TEN_LONG | MAP | {"case": "C2"},
         TEN | TEN_TABLE | {"case": "C2"},
         TEN | {"case": "C2", "head_lr": 0.02, "steps": 4000},
         UNIT,
         UNIT | FIFTY_INVERSE,
         UNIT | FIFTY_TABLE,
+        UNIT | FIFTY_TABLE | MAP,
         UNIT | {"batch_size": 4096, "steps": 3000},
         UNIT | {"batch_size": 4096, "steps": 3000, "head_lr": 3.0},
         UNIT | {"batch_size": 8192, "steps": 2000},
@@ -77,6 +88,7 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
         FREE,
         FREE | FIFTY_INVERSE,
         FREE | FIFTY_TABLE,
+        FREE | FIFTY_TABLE | MAP,
         FREE | {"batch_size": 2048, "steps": 3000, "head_lr": 0.3},
         FREE | {"batch_size": 4096, "steps": 3000, "head_lr": 2.0},
     ],
@@ -103,7 +115,8 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
 }
 
 USUAL = {
-    name: getattr(Config, name) for name in ("negative_slope", "lr", "hidden_lr", "head_lr", "head_decay", "warmup")
+    name: getattr(Config, name)
+    for name in ("row_map", "negative_slope", "lr", "hidden_lr", "head_lr", "head_decay", "warmup")
 }
 
 
