@@ -239,12 +239,12 @@ CASES = ("C1", "C2", "C3", "C4")
 
 
 class RowMap(nn.Linear):
-    "A map that all rows of a head share: A v + u, the identity at first."
+    "A map that all rows of a head share: A r + t, the identity at first."
 
     def __init__(
         self,
         dim: int,  # d, dimension of the rows
-        shift: bool,  # whether it has a u
+        shift: bool,  # whether it has a t
     ):
         super().__init__(dim, dim, bias=shift)
 
@@ -253,6 +253,14 @@ class RowMap(nn.Linear):
         nn.init.eye_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def forward(
+        self,
+        r: Float[Tensor, "rows d"],  # rows as they are stored
+    ) -> Float[Tensor, "rows d"]:  # their images
+        "The image of each row, in full precision also under autocast: rows are stored so."
+        with torch.autocast(r.device.type, enabled=False):
+            return super().forward(r)
 
 
 class Head(nn.Module):
@@ -267,7 +275,7 @@ class Head(nn.Module):
         learn_beta: bool | None = None,  # default in C1 only: elsewhere rows or features absorb the scale
         generator: torch.Generator | int = 0,  # randomness of the initial rows, or a seed
         bias: bool = False,  # whether each row has a bias; the theorem's head has none
-        row_map: bool = False,  # whether all rows pass through one map, linear or (unit rows) affine, that is trained like the encoder
+        row_map: bool = False,  # whether all rows pass through one map, linear or (unit rows) affine, that learns at the encoder's rate
     ):
         super().__init__()
         self.case = check_choice("case", case, CASES)
@@ -289,14 +297,20 @@ class Head(nn.Module):
     @property
     def rows(self) -> Float[Tensor, "rows d"]:
         "The rows w_i as the softmax sees them: unit vectors in C1 and C3."
-        return self._seen(self.weight)
+        return self._as_seen(self.weight)
 
-    def _seen(self, rows: Float[Tensor, "rows d"], normalize: Callable[[Tensor], Tensor] = F.normalize) -> Float[Tensor, "rows d"]:
-        if not self.unit_rows:
-            return rows if self.row_map is None else self.row_map(rows)
+    def _as_seen(self, rows: Float[Tensor, "rows d"], normalize: Callable[[Tensor], Tensor] = F.normalize) -> Float[Tensor, "rows d"]:
         # Before the map as well: else a shift would do the less the longer the stored rows have grown.
-        unit = normalize(rows)
-        return unit if self.row_map is None else normalize(self.row_map(unit))
+        rows = normalize(rows) if self.unit_rows else rows
+        if self.row_map is None:
+            return rows
+        rows = self.row_map(rows)
+        return normalize(rows) if self.unit_rows else rows
+
+    @property
+    def shared_parameters(self) -> list[nn.Parameter]:
+        "The parameters that all rows share and every sample moves: to be trained at the encoder's rate."
+        return [] if self.row_map is None else list(self.row_map.parameters())
 
     def features(
         self,
@@ -324,7 +338,7 @@ class Head(nn.Module):
             return F.cross_entropy(self(f), labels, reduction=reduction)
         self._check(f)
         at_once = self.logits_held(len(f)) == len(f) * len(self.weight)
-        rows = self._seen(self.weight, F.normalize if at_once else _UnitRows.apply)
+        rows = self.rows if at_once or not self.unit_rows else self._as_seen(self.weight, _UnitRows.apply)
         return linear_cross_entropy(self.beta * self.features(f), rows, labels, self.bias, reduction)
 
     def logits_held(
@@ -384,7 +398,7 @@ class SampledHead(Head):
         # A GPU would have to wait for a look at the labels; there a batch without rivals has no gradient and does no harm.
         if len(labels) < 2 or (self.sparse_gradients and not bool((labels != labels[0]).any())):
             raise invalid("labels", "all the same", "of at least two kinds", "Take larger batches, or more labels.")
-        rows = self._seen(F.embedding(labels, self.weight, sparse=self.sparse_gradients))
+        rows = self._as_seen(F.embedding(labels, self.weight, sparse=self.sparse_gradients))
         hats = zip(*(part.tensor_split(self._n_hats(len(labels))) for part in (self.beta * self.features(f), rows)), strict=True)
         logits = [widened(F.linear(z, w)) for z, w in hats]
         losses = torch.cat([F.cross_entropy(each, torch.arange(len(each), device=each.device), reduction="none") for each in logits])

@@ -75,7 +75,7 @@ class Config:
     objective: str = "diet"  # diet (predict the instance) or supervised (predict the class)
     case: str = "C4"  # unit norms: C1 features and rows, C2 features, C3 rows, C4 none
     softmax: str = "full"  # labels that a sample is told apart from: full (all) or sampled (those of the batch)
-    row_map: bool = False  # whether all rows of the head pass through one map, which is trained like the encoder
+    row_map: bool = False  # whether all rows of the head pass through one map, which learns at the encoder's rate
     architecture: str = "residual"  # encoder: residual, or mlp as in the paper
     width: int = 64  # hidden width of the residual encoder
     n_blocks: int = 3  # blocks of the residual encoder

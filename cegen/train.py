@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DECAYS', 'PRECISIONS', 'BETAS', 'CHECKPOINT', 'Callback', 'Log', 'N_WARM_UP', 'RECORDABLE', 'N_PREPARE', 'schedule',
-           'Settings', 'autocast', 'training_step', 'evaluate', 'source_identity', 'Run', 'kind_of', 'make_optimizers',
+           'Settings', 'autocast', 'training_step', 'evaluate', 'source_identity', 'Run', 'kinds', 'make_optimizers',
            'Training', 'alone', 'save_checkpoint', 'load_checkpoint', 'run_tensors', 'save_training', 'check_identity',
            'resume', 'mean_loss', 'mean_losses', 'bytes_kept', 'free_memory', 'logits_held', 'check_memory',
            'FitResult', 'progress', 'look', 'take_step', 'is_recordable', 'RecordedStep', 'step_of', 'train', 'fit',
@@ -176,31 +176,33 @@ class Run:
 BETAS = (0.9, 0.95)  # Adam's decay rates of the first and second moment
 
 
-def kind_of(
+def kinds(
     run: Run,  # with an encoder and a head
-) -> Callable[[str], str]:  # from a parameter's name, "encoder.…" or "head.…", to "hidden", "rows", "encoder" or "head"
-    "How each parameter of a run is trained."
-    hidden = {f"encoder.{name}" for name in getattr(run.encoder, "hidden_weights", ())}
-    sparse = {id(p) for p in getattr(run.head, "sparse_parameters", ())}
-    rows = {f"head.{name}" for name, p in run.head.named_parameters() if id(p) in sparse}
+) -> dict[str, str]:  # by name, "encoder.…" or "head.…": "encoder", "hidden", "head" or "rows"
+    "How each parameter of a run is trained, as its modules say."
+    hidden = {id(run.encoder.get_parameter(name)) for name in getattr(run.encoder, "hidden_weights", ())}
+    rows, shared = ({id(p) for p in getattr(run.head, name, ())} for name in ("sparse_parameters", "shared_parameters"))
 
-    def kind(name: str) -> str:
-        if name in hidden | rows:
-            return "hidden" if name in hidden else "rows"
-        return "encoder" if name.startswith(("encoder.", "head.row_map.")) else "head"
+    def kind(name: str, p: Tensor) -> str:
+        if id(p) in hidden:
+            return "hidden"
+        if id(p) in rows:
+            return "rows"
+        return "encoder" if name.startswith("encoder.") or id(p) in shared else "head"
 
-    return kind
+    return {name: kind(name, p) for name, p in nn.ModuleDict({"encoder": run.encoder, "head": run.head}).named_parameters()}
 
 
 def make_optimizers(
-    run: Run,  # with the rates, and what is to be trained in which way
-    parameters: Mapping[str, Tensor],  # "encoder.…" and "head.…": its own, or stacked with those of other runs
+    run: Run,  # with the rates
+    parameters: Mapping[str, Tensor],  # by name, "encoder.…" and "head.…": its own, or stacked with those of other runs
 ) -> list[torch.optim.Optimizer]:  # as many as are needed; each group has its `base_lr` and `decay`
     "Muon for hidden matrices, Adam for the rest of encoder and head, by rows where a step moves few of them."
-    settings, device, kind, of_kind = run.settings, run.source.device, kind_of(run), defaultdict(list)
-    for name, p in parameters.items():
-        if p.requires_grad:
-            of_kind[kind(name)].append(p)
+    settings, device = run.settings, run.source.device
+    of_kind = defaultdict(list)
+    for name, kind in kinds(run).items():
+        if parameters[name].requires_grad:
+            of_kind[kind].append(parameters[name])
     of_head = {"base_lr": settings.head_lr, "decay": settings.head_decay}
     groups = [{"params": of_kind["encoder"], "base_lr": settings.lr, "decay": "cosine"}, {"params": of_kind["head"], **of_head}]
     optimizers: list[torch.optim.Optimizer] = []

@@ -194,7 +194,7 @@ def test_biases_are_added_to_the_logits_and_are_absent_by_default(case):
 
 
 def scrambled(row_map):
-    "The same map with some matrix and some shift."
+    "Give a map some matrix and some shift."
     g = random_stream(0, "map")
     row_map.weight.data = torch.randn(row_map.weight.shape, generator=g)
     if row_map.bias is not None:
@@ -222,6 +222,24 @@ def test_rows_pass_the_map_between_two_normalisations_or_none(kind, case):
     image = F.linear(stored, head.row_map.weight, head.row_map.bias)
     torch.testing.assert_close(head.rows, F.normalize(image) if unit_rows else image)
     assert not torch.allclose(head.rows, stored, atol=0.1)
+
+
+def test_under_autocast_the_map_of_rows_is_computed_in_full_precision():
+    head = Head(20, 4, "C1", row_map=True)
+    scrambled(head.row_map)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = head.rows
+    assert under.dtype == torch.float32 and torch.equal(under, head.rows)
+
+
+def test_a_head_with_rows_of_its_own_trains_on_what_it_predicts_with():
+    class Tied(Head):
+        @property
+        def rows(self):
+            return super().rows.flip(0)
+
+    head, labels = Tied(20, 4, "C1"), torch.arange(16)
+    torch.testing.assert_close(head.cross_entropy(features(), labels), F.cross_entropy(head(features()), labels))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -378,10 +396,11 @@ def test_nothing_is_computed_for_gradients_where_none_are_wanted(chunked):
     torch.testing.assert_close(loss, F.cross_entropy(F.linear(u, w, b), labels), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("row_map", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_under_autocast_many_labels_are_summed_in_full_precision(chunked, case):
+def test_under_autocast_many_labels_are_summed_in_full_precision(chunked, case, row_map):
     u, _, _, labels = problem()
-    head, linear = Head(MANY, 4, case), torch.nn.Linear(4, 4)
+    head, linear = Head(MANY, 4, case, row_map=row_map), torch.nn.Linear(4, 4)
     full = head.cross_entropy(linear(u), labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = head.cross_entropy(linear(u), labels)

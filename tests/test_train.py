@@ -54,6 +54,7 @@ from cegen.train import (
     check_alike,
     evaluate,
     is_recordable,
+    kinds,
     load_checkpoint,
     logits_held,
     mean_losses,
@@ -123,6 +124,9 @@ def test_checkpoint_of_another_configuration_world_or_model_is_refused(tmp_path)
     source, _, head = world()
     with pytest.raises(CheckpointError, match="encoder="):
         fit(source, Encoder(3, 3, width=8), head, checkpoint=tmp_path, **options)
+    source, encoder, _ = world()
+    with pytest.raises(CheckpointError, match="head="):
+        fit(source, encoder, Head(120, 3, row_map=True), checkpoint=tmp_path, **options)
 
 
 def test_truncated_checkpoint_is_named(tmp_path):
@@ -321,6 +325,39 @@ def test_rows_with_sparse_gradients_get_an_adam_of_their_own_with_the_heads_rate
     assert rates(501) == expected(0.5, 2 / 502), "half-way through the cosine"
 
 
+@pytest.mark.parametrize("kind", [Head, SampledHead])
+def test_parameters_are_trained_as_the_modules_say_whatever_these_are_wrapped_in(kind):
+    class Wrapped(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def __getattr__(self, name):
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(super().__getattr__("inner"), name)
+
+    def kinds_with(encoder, head):
+        made = kinds(Run(world()[0], encoder, head, get_objective("diet"), Settings(), torch.Generator()))
+        return {name.replace(".inner.", "."): of for name, of in made.items()}
+
+    encoder, head = Encoder(3, 3, width=16, n_blocks=1), kind(120, 3, "C1", row_map=True)
+    made = kinds_with(encoder, head)
+    assert {name for name, of in made.items() if of == "hidden"} == {f"encoder.{n}" for n in encoder.hidden_weights}
+    assert {name: of for name, of in made.items() if name.startswith("head.")} == {
+        "head.weight": "head" if kind is Head else "rows",
+        "head.log_beta": "head",
+        "head.row_map.weight": "encoder",
+        "head.row_map.bias": "encoder",
+    }
+    encoder.hidden_weights = [f"inner.{name}" for name in encoder.hidden_weights]
+    assert kinds_with(Wrapped(encoder), Wrapped(head)) == made
+    encoder.hidden_weights = ["net.nowhere"]
+    with pytest.raises(AttributeError, match="nowhere"):
+        kinds_with(encoder, head)
+
+
 def test_inverse_of_time_follows_the_warm_up_whatever_the_number_of_steps():
     for steps, warmup in ((1, 0), (50, 0), (50, 20), (50, 50), (50, 200)):
         factors = [schedule(step, steps, warmup, "inverse") for step in range(steps)]
@@ -361,18 +398,18 @@ def test_only_rows_that_were_drawn_move():
     assert torch.equal(moved.nonzero()[:, 0], torch.cat(drawn).unique())
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-def test_sparse_and_dense_moments_resume_to_the_same_bits(tmp_path, decay):
+@pytest.mark.parametrize(("decay", "row_map"), [*((decay, False) for decay in DECAYS), ("inverse", True)])
+def test_sparse_and_dense_moments_resume_to_the_same_bits(tmp_path, decay, row_map):
     def interrupt(step, encoder, head):
         if step == 30:
             raise KeyboardInterrupt
 
     options = {**OPTIONS, "steps": 50, "head_decay": decay}
-    whole = fit(*sparse_world(), **options)
+    whole = fit(*sparse_world(row_map=row_map), **options)
     with pytest.raises(KeyboardInterrupt):
-        fit(*sparse_world(), callbacks=[interrupt], checkpoint=tmp_path, **options)
+        fit(*sparse_world(row_map=row_map), callbacks=[interrupt], checkpoint=tmp_path, **options)
     assert weights(tmp_path)[1] == 20
-    resumed = fit(*sparse_world(), checkpoint=tmp_path, **options)
+    resumed = fit(*sparse_world(row_map=row_map), checkpoint=tmp_path, **options)
     for part in ("encoder", "head"):
         a, b = getattr(whole, part).state_dict(), getattr(resumed, part).state_dict()
         assert all(torch.equal(a[name], b[name]) for name in a)
@@ -451,15 +488,16 @@ def latents_explained(source, result):
     return probe.r2_affine(test.z[:1000], z_tilde[:1000], test.z[1000:], z_tilde[1000:])
 
 
-def test_many_runs_end_where_each_alone_would():
+@pytest.mark.parametrize("model", [{}, {"case": "C2", "row_map": True}])
+def test_many_runs_end_where_each_alone_would(model):
     options = {**OPTIONS, "steps": 200, "batch_size": 128, "eval_every": 100, "head_decay": "inverse"}
     seen = []
     callbacks = [[lambda step, f, head, k=k: seen.append((k, step)) or {"number": k}] for k in range(2)]
-    sources, encoders, heads = worlds(2)
+    sources, encoders, heads = worlds(2, **model)
     results = fit_many(sources, encoders, heads, seeds=[5, 6], callbacks=callbacks, **options)
     assert seen == [(k, step) for step in (100, 200) for k in range(2)]
     for k, (result, source) in enumerate(zip(results, sources, strict=True)):
-        _, own_encoders, own_heads = worlds(2)
+        _, own_encoders, own_heads = worlds(2, **model)
         own = fit(source, own_encoders[k], own_heads[k], seed=5 + k, **options)
         assert result.encoder is encoders[k]
         assert result.settings == own.settings
