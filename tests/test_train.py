@@ -330,17 +330,17 @@ def test_parameters_are_trained_as_the_modules_say_whatever_these_are_wrapped_in
     class Wrapped(nn.Module):
         def __init__(self, inner):
             super().__init__()
-            self.inner = inner
+            self.wrapped = inner
 
         def __getattr__(self, name):
             try:
                 return super().__getattr__(name)
             except AttributeError:
-                return getattr(super().__getattr__("inner"), name)
+                return getattr(super().__getattr__("wrapped"), name)
 
     def kinds_with(encoder, head):
         made = kinds(Run(world()[0], encoder, head, get_objective("diet"), Settings(), torch.Generator()))
-        return {name.replace(".inner.", "."): of for name, of in made.items()}
+        return {name.replace(".wrapped.", "."): of for name, of in made.items()}
 
     encoder, head = Encoder(3, 3, width=16, n_blocks=1), kind(120, 3, "C1", row_map=True)
     made = kinds_with(encoder, head)
@@ -351,7 +351,7 @@ def test_parameters_are_trained_as_the_modules_say_whatever_these_are_wrapped_in
         "head.row_map.weight": "encoder",
         "head.row_map.bias": "encoder",
     }
-    encoder.hidden_weights = [f"inner.{name}" for name in encoder.hidden_weights]
+    encoder.hidden_weights = [f"wrapped.{name}" for name in encoder.hidden_weights]
     assert kinds_with(Wrapped(encoder), Wrapped(head)) == made
     encoder.hidden_weights = ["net.nowhere"]
     with pytest.raises(AttributeError, match="nowhere"):
