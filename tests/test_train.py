@@ -351,9 +351,8 @@ def test_parameters_are_trained_as_the_modules_say_whatever_these_are_wrapped_in
         "head.row_map.weight": "encoder",
         "head.row_map.bias": "encoder",
     }
-    encoder.hidden_weights = [f"wrapped.{name}" for name in encoder.hidden_weights]
     assert kinds_with(Wrapped(encoder), Wrapped(head)) == made
-    encoder.hidden_weights = ["net.nowhere"]
+    encoder.__class__ = type("Misspelt", (Encoder,), {"hidden_weights": ["net.nowhere"]})
     with pytest.raises(AttributeError, match="nowhere"):
         kinds_with(encoder, head)
 
