@@ -157,7 +157,7 @@ def test_committed_image_worlds_are_recovered(root):
 
 def test_trials_called_those_of_the_table_are_so(tables, trials):
     wanted = [run.parameters for runs in tables.rows(2).values() for run in runs]
-    for setting in (trials.TEN | trials.TEN_TABLE, trials.FIFTY | trials.FIFTY_TABLE):
+    for setting in (trials.TEN | trials.TEN_TABLE, trials.TEN | trials.TEN_FREE, trials.FIFTY | trials.FIFTY_TABLE):
         assert any(setting.items() <= parameters.items() for parameters in wanted)
     hard = trials.PUBLISHED | trials.PUBLISHED_TABLE
     assert any(hard.items() <= runs[0].parameters.items() for runs in tables.rows(3).values())

@@ -28,7 +28,7 @@ INCIDENTAL = {"seeds", "eval_every", "device", "log", "kappa", "scale"}
 
 
 def grids_of(table: int) -> list[Grid]:
-    "The grids of a table: most of it, and its twenty dimensions."
+    "The grids of a table: most of it, and the worlds that need settings of their own."
     return [Grid.load(path) for path in sorted(GRIDS.glob(f"table{table}*.yaml"))]
 
 

@@ -27,6 +27,7 @@ MAP = {"row_map": True}
 TEN_INVERSE = {"head_decay": "inverse", "head_lr": 0.5, "warmup": 30}
 TEN_LONG = TEN_INVERSE | {"steps": 6000, "lr": 0.005, "hidden_lr": 0.01}
 TEN_TABLE = TEN_LONG | {"batch_size": 4096, "steps": 8000, "head_lr": 1.0} | MAP
+TEN_FREE = TEN_TABLE | {"case": "C2", "head_lr": 0.2, "warmup": 75}
 FIFTY_INVERSE = {"head_decay": "inverse", "head_lr": 3.0}
 FIFTY_TABLE = FIFTY_INVERSE | {"batch_size": 4096}
 UNIT, FREE = FIFTY | {"g_law": "conditioned", "case": "C1"}, FIFTY | {"g_law": "published", "case": "C2", "seed": 4}
@@ -56,7 +57,6 @@ BY_INSTANCE = {"objective": "diet", "n_instances": 1000, "softmax": "sampled", "
 TRIALS: dict[str, list[dict[str, Any]]] = {
     "flat_minima": [
         TEN,
-        TEN | MAP,
         TEN | TEN_INVERSE,
         TEN | TEN_INVERSE | MAP,
         TEN | {"lr": 0.005, "hidden_lr": 0.01},
@@ -70,17 +70,16 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
         TEN | {"head_lr": 0.02, "steps": 8000},
         TEN | {"objective": "supervised", "softmax": "full", "n_instances": 10},
         TEN | {"case": "C2"},
-        TEN | MAP | {"case": "C2"},
         TEN | TEN_INVERSE | {"case": "C2"},
-        TEN | TEN_INVERSE | MAP | {"case": "C2"},
         TEN | TEN_LONG | {"case": "C2"},
         TEN | TEN_LONG | MAP | {"case": "C2"},
-        TEN | TEN_TABLE | {"case": "C2"},
+        TEN | TEN_FREE,
+        TEN | TEN_FREE | {"head_lr": 1.0, "warmup": 30, "seed": 4},
+        TEN | TEN_FREE | {"seed": 4},
         TEN | {"case": "C2", "head_lr": 0.02, "steps": 4000},
         UNIT,
         UNIT | FIFTY_INVERSE,
         UNIT | FIFTY_TABLE,
-        UNIT | FIFTY_TABLE | MAP,
         UNIT | {"batch_size": 4096, "steps": 3000},
         UNIT | {"batch_size": 4096, "steps": 3000, "head_lr": 3.0},
         UNIT | {"batch_size": 8192, "steps": 2000},
@@ -89,7 +88,6 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
         FREE,
         FREE | FIFTY_INVERSE,
         FREE | FIFTY_TABLE,
-        FREE | FIFTY_TABLE | MAP,
         FREE | {"batch_size": 2048, "steps": 3000, "head_lr": 0.3},
         FREE | {"batch_size": 4096, "steps": 3000, "head_lr": 2.0},
     ],
