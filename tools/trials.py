@@ -75,7 +75,6 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
         TEN | TEN_LONG | MAP | {"case": "C2"},
         TEN | TEN_FREE,
         TEN | TEN_FREE | {"head_lr": 1.0, "warmup": 30, "seed": 4},
-        TEN | TEN_FREE | {"seed": 4},
         TEN | {"case": "C2", "head_lr": 0.02, "steps": 4000},
         UNIT,
         UNIT | FIFTY_INVERSE,
