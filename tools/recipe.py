@@ -106,6 +106,7 @@ VARIANTS = {
     "head's rate as 1/t": Variant({"head_decay": "inverse"}, worlds=ALL),
     "head's rate as 1/t, from .3": Variant({"head_decay": "inverse", "head_lr": 0.3}, worlds=("default", "d = 10")),
     "head's rate as 1/t, from 3": Variant({"head_decay": "inverse", "head_lr": 3.0}, worlds=("κ = 50",)),
+    "rows share a map": Variant({"row_map": True}, worlds=ALL),
     "no warm-up": Variant({"warmup": 0}, worlds=("default", "d = 10")),
     "batch 256, twice the steps": Variant({"batch_size": 256, "steps": 2000}, worlds=("default",)),
     "batch 1,024, half the steps": Variant({"batch_size": 1024, "steps": 500}, worlds=("default",)),
