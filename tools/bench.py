@@ -56,20 +56,28 @@ SEEDS = (0, 1, 2, 3, 4)
 MEGABYTE = 2**20
 
 
-def seconds(task: Callable[[], object], repeat: int = 5, at_least: float = 0.2) -> float:
-    "Median time of one call, over batches of calls that take at least `at_least` seconds each."
-    task()
-    start, calls = time.perf_counter(), 0
-    while time.perf_counter() - start < at_least:
+def seconds_in_turn(tasks: dict[str, Callable[[], object]], rounds: int = 5, at_least: float = 0.2) -> dict[str, float]:
+    "Median time of one call of each task, over rounds of calls that take at least `at_least` seconds for each; what slows the machine slows all."
+    calls = dict.fromkeys(tasks, 0)
+    for name, task in tasks.items():
         task()
-        calls += 1
-    times = []
-    for _ in range(repeat):
         start = time.perf_counter()
-        for _ in range(calls):
+        while time.perf_counter() - start < at_least:
             task()
-        times.append((time.perf_counter() - start) / calls)
-    return float(np.median(times))
+            calls[name] += 1
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(rounds):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            for _ in range(calls[name]):
+                task()
+            times[name].append((time.perf_counter() - start) / calls[name])
+    return {name: float(np.median(each)) for name, each in times.items()}
+
+
+def seconds(task: Callable[[], object]) -> float:
+    "Median time of one call."
+    return seconds_in_turn({"task": task})["task"]
 
 
 def wood_numpy(mu: np.ndarray, kappa: float, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -136,14 +144,14 @@ def default_training(
     return start([run], alone, None)[0]
 
 
-def matmul_rate(n: int = 1024) -> float:
-    "Floating-point operations a second of a square matrix product: the arithmetic limit of the machine."
+def square_product(n: int = 1024) -> tuple[int, Callable[[], object]]:
+    "A product of square matrices, whose rate is the arithmetic limit of the machine, and its floating-point operations."
     a, b = torch.randn(n, n), torch.randn(n, n)
-    return 2 * n**3 / seconds(lambda: a @ b)
+    return 2 * n**3, lambda: a @ b
 
 
-def products_of_step(training) -> tuple[int, float]:
-    "Operations of all matrix products of a step (forward, backward, update), and the seconds that these products take by themselves."
+def products_of_step(training) -> tuple[int, Callable[[], object]]:
+    "All matrix products of a step (forward, backward, update) with nothing between, and their floating-point operations."
     run = training.runs[0]
     batch = run.source.sample(run.settings.batch_size, run.generator)
     operands: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -152,60 +160,67 @@ def products_of_step(training) -> tuple[int, float]:
     class Operands(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             if func in products:
-                a, b = args[-2:]
-                operands.append((torch.randn(a.shape), torch.randn(b.shape)))
+                # Laid out as in the step: in another layout some of them take several times as long.
+                a, b = (torch.empty_like(operand).normal_() for operand in args[-2:])
+                operands.append((a, b))
             return func(*args, **(kwargs or {}))
 
     with Operands(), FlopCounterMode(display=False) as counter:
         training_step([batch], training.losses_of, training.optimizers)
-    return counter.get_total_flops(), seconds(lambda: [a @ b for a, b in operands])
+    return counter.get_total_flops(), lambda: [a @ b for a, b in operands]
+
+
+def parts_of_step(training) -> dict[str, Callable[[], object]]:
+    "A training step, and what it does one after the other."
+    run = training.runs[0]
+    batch = run.settings.batch_size
+    drawn = run.source.sample(batch, run.generator)
+
+    def draw():
+        return run.source.sample(batch, run.generator)
+
+    def forward():
+        return training.losses_of([drawn]).sum()
+
+    def gradient():
+        for optimizer in training.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        forward().backward()
+
+    def update():
+        for optimizer in training.optimizers:
+            optimizer.step()
+
+    def step():
+        training_step([draw()], training.losses_of, training.optimizers)
+
+    return {task.__name__: task for task in (draw, forward, gradient, update, step)}
 
 
 def step() -> list[dict]:
     "Where the time of a training step of the default row goes, beside what its arithmetic would take at the machine's limit."
-    rows, limit = [], matmul_rate()
+    rows = []
     for architecture, batch in itertools.product(ARCHITECTURES, (512, 1024)):
         training = default_training(batch=batch, architecture=architecture)
-        run = training.runs[0]
-        drawn = run.source.sample(batch, run.generator)
-
-        def forward(training=training, drawn=drawn):
-            return training.losses_of([drawn]).sum()
-
-        def both(training=training, forward=forward):
-            for optimizer in training.optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            forward().backward()
-
-        def update(training=training):
-            for optimizer in training.optimizers:
-                optimizer.step()
-
-        def whole(training=training, run=run, batch=batch):
-            training_step([run.source.sample(batch, run.generator)], training.losses_of, training.optimizers)
-
         flops, products = products_of_step(training)
-        drawing, ahead, gradient = (
-            seconds(lambda run=run, b=batch: run.source.sample(b, run.generator)),
-            seconds(forward),
-            seconds(both),
-        )
-        total = seconds(whole)
+        square_flops, square = square_product()
+        took = seconds_in_turn(parts_of_step(training) | {"products": products, "square": square}, rounds=15)
+        limit = square_flops / took["square"]
         rows.append(
             {
                 "architecture": architecture,
                 "batch": batch,
-                "draw_ms": 1e3 * drawing,
-                "forward_ms": 1e3 * ahead,
-                "backward_ms": 1e3 * (gradient - ahead),
-                "update_ms": 1e3 * seconds(update),
-                "step_ms": 1e3 * total,
+                "draw_ms": 1e3 * took["draw"],
+                "forward_ms": 1e3 * took["forward"],
+                "backward_ms": 1e3 * (took["gradient"] - took["forward"]),
+                "update_ms": 1e3 * took["update"],
+                "step_ms": 1e3 * took["step"],
                 "mflop": flops / 1e6,
                 "limit_gflops": limit / 1e9,
                 "limit_ms": 1e3 * flops / limit,
-                "products_ms": 1e3 * products,
-                "step_over_limit": total * limit / flops,
-                "step_over_products": total / products,
+                "products_ms": 1e3 * took["products"],
+                "step_over_limit": took["step"] * limit / flops,
+                "step_over_products": took["step"] / took["products"],
             }
         )
     return rows
@@ -406,9 +421,7 @@ def probe_sweep(runs: int = 16, planned: int = 10_000, metrics: int = 20) -> lis
         many = Grid(
             "many", template, axes={"product": {"x": [float(k) for k in range(planned)]}}, out=Path(place) / "many"
         )
-        rows.append(
-            {"what": f"seconds to plan {planned:,} runs", "value": seconds(lambda: checked_runs(many), repeat=1)}
-        )
+        rows.append({"what": f"seconds to plan {planned:,} runs", "value": seconds(lambda: checked_runs(many))})
         finished_runs(many, grid.folder / grid.runs()[0].key, metrics)
         begin = time.perf_counter()
         table = collect(many.folder)
