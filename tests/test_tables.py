@@ -1,12 +1,14 @@
 """The tools behind the reports: every row and cell is asked for, and what is committed is what was asked for."""
 
 import importlib.util
+import itertools
 import json
 import sys
 from dataclasses import replace
 
 import papermill
 import pytest
+import torch
 
 from cegen import Config
 from cegen.report import paper_table
@@ -157,7 +159,11 @@ def test_committed_image_worlds_are_recovered(root):
 
 def test_trials_called_those_of_the_table_are_so(tables, trials):
     wanted = [run.parameters for runs in tables.rows(2).values() for run in runs]
-    for setting in (trials.TEN | trials.TEN_TABLE, trials.TEN | trials.TEN_FREE, trials.FIFTY | trials.FIFTY_TABLE):
+    for setting in (
+        trials.TEN | trials.TEN_TABLE,
+        trials.TEN | trials.TEN_FREE,
+        trials.FIFTY | trials.FIFTY_TABLE,
+    ):
         assert any(setting.items() <= parameters.items() for parameters in wanted)
     hard = trials.PUBLISHED | trials.PUBLISHED_TABLE
     assert any(hard.items() <= runs[0].parameters.items() for runs in tables.rows(3).values())
@@ -183,3 +189,57 @@ def test_rows_of_a_class_scatter_unless_it_has_one(trials, case):
     by_instance, by_class = trials.run(world), trials.run(world | {"objective": "supervised", "n_instances": 10})
     assert by_instance["row_scatter"] > 0.01 and by_class["row_scatter"] == 0
     assert trials.place(by_instance, [world | {"steps": 31}, world]) == 1
+
+
+@pytest.fixture(scope="module")
+def bench(root):
+    return tool(root, "bench")
+
+
+@pytest.fixture
+def training(bench):
+    return bench.default_training(n_instances=200, batch=32, architecture="mlp")
+
+
+def test_arithmetic_of_a_step_is_that_of_encoder_and_head(bench, training):
+    flops, products = bench.products_of_step(training)
+    layers = [*itertools.pairwise([5, 50, 250, 250, 250, 250, 50, 5]), (5, 200)]
+    # Forward, and backward with respect to weights and inputs; no gradient is asked for the observations.
+    assert flops == 2 * 32 * (3 * sum(a * b for a, b in layers) - 5 * 50)
+    assert len(products()) == 3 * len(layers) - 1
+
+
+def test_products_have_the_layout_of_the_step(bench, training, monkeypatch):
+    seen = []
+    _, products = bench.products_of_step(training)
+    matmul = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: seen.append((a, b)) or matmul(a, b))
+    products()
+    by_coordinate = [b.stride() for a, b in seen if a.shape == (32, 200) and b.shape == (200, 5)]
+    assert by_coordinate == [(1, 200)], "the gradient with respect to the features"
+
+
+def test_parts_of_a_step_train(bench, training):
+    run = training.runs[0]
+    before = [p.detach().clone() for p in run.head.parameters()]
+    parts = bench.parts_of_step(training)
+    assert list(parts) == ["draw", "forward", "gradient", "update", "step"]
+    assert len(parts["draw"]().x) == 32 and parts["forward"]().requires_grad
+    parts["gradient"]()
+    assert all(torch.equal(a, b) for a, b in zip(before, run.head.parameters(), strict=True))
+    parts["update"]()
+    after = [p.detach().clone() for p in run.head.parameters()]
+    assert not torch.equal(before[0], after[0])
+    parts["step"]()
+    assert not torch.equal(after[0], run.head.weight)
+
+
+def test_tasks_that_take_turns_are_all_called(bench):
+    calls = {"a": 0, "b": 0}
+
+    def count(name):
+        calls[name] += 1
+
+    took = bench.seconds_in_turn({name: lambda name=name: count(name) for name in calls}, rounds=3, at_least=0.01)
+    assert took.keys() == calls.keys() and min(took.values()) > 0
+    assert min(calls.values()) > 3
