@@ -57,7 +57,7 @@ MEGABYTE = 2**20
 
 
 def seconds_in_turn(tasks: dict[str, Callable[[], object]], rounds: int = 5, at_least: float = 0.2) -> dict[str, float]:
-    "Median time of one call of each task, over rounds of calls that take at least `at_least` seconds for each; what slows the machine slows all."
+    "Median time of one call of each task, over rounds of calls that take at least `at_least` seconds for each; a slow spell falls on all."
     calls = dict.fromkeys(tasks, 0)
     for name, task in tasks.items():
         task()
@@ -171,7 +171,7 @@ def products_of_step(training) -> tuple[int, Callable[[], object]]:
 
 
 def parts_of_step(training) -> dict[str, Callable[[], object]]:
-    "A training step, and what it does one after the other."
+    "A training step, and what it does one after the other; the gradient has a forward pass in it."
     run = training.runs[0]
     batch = run.settings.batch_size
     drawn = run.source.sample(batch, run.generator)
@@ -191,10 +191,10 @@ def parts_of_step(training) -> dict[str, Callable[[], object]]:
         for optimizer in training.optimizers:
             optimizer.step()
 
-    def step():
+    def whole():
         training_step([draw()], training.losses_of, training.optimizers)
 
-    return {task.__name__: task for task in (draw, forward, gradient, update, step)}
+    return {"draw": draw, "forward": forward, "gradient": gradient, "update": update, "step": whole}
 
 
 def step() -> list[dict]:
@@ -202,6 +202,8 @@ def step() -> list[dict]:
     rows = []
     for architecture, batch in itertools.product(ARCHITECTURES, (512, 1024)):
         training = default_training(batch=batch, architecture=architecture)
+        for group in itertools.chain.from_iterable(optimizer.param_groups for optimizer in training.optimizers):
+            group["lr"] = 0.0  # the same arithmetic, and the same weights however often a part is called
         flops, products = products_of_step(training)
         square_flops, square = square_product()
         took = seconds_in_turn(parts_of_step(training) | {"products": products, "square": square}, rounds=15)
