@@ -12,6 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cegen import Config
+from cegen.model import ARCHITECTURES
 from cegen.report import paper_table
 
 
@@ -245,3 +246,28 @@ def test_tasks_take_turns(bench):
     )
     assert [name for name, _ in itertools.groupby(calls)] == ["a", "b"] * 4, "once to count, then three rounds"
     assert took.keys() == {"a", "b"} and min(took.values()) > 0
+
+
+def test_a_step_is_timed_with_weights_that_stay_beside_its_limit(bench, monkeypatch):
+    trainings, small = [], bench.default_training
+
+    def remembered(batch, architecture):
+        trainings.append(small(n_instances=200, batch=batch // 32, architecture=architecture))
+        return trainings[-1]
+
+    def told(tasks, rounds):
+        before = [p.detach().clone() for group in trainings[-1].optimizers for p in group.param_groups[0]["params"]]
+        for task in tasks.values():
+            task()
+        after = [p for group in trainings[-1].optimizers for p in group.param_groups[0]["params"]]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        return {"draw": 1, "forward": 2, "gradient": 5, "update": 1, "step": 8, "products": 4, "square": 2}
+
+    monkeypatch.setattr(bench, "default_training", remembered)
+    monkeypatch.setattr(bench, "seconds_in_turn", told)
+    rows = bench.step()
+    assert {(row["architecture"], row["batch"]) for row in rows} == set(itertools.product(ARCHITECTURES, (512, 1024)))
+    for row in rows:
+        assert row["backward_ms"] == 3e3 and row["step_over_products"] == 2
+        assert row["step_over_limit"] == pytest.approx(8 / (2 * row["mflop"] * 1e6 / 2**31))
+        assert row["limit_ms"] * row["step_over_limit"] == pytest.approx(row["step_ms"])
