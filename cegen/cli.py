@@ -120,7 +120,7 @@ def sweep_command(
     grid: Annotated[Path, typer.Argument(help="a grid in YAML")],  # what to run
     dry_run: Annotated[bool, typer.Option("--dry-run", help="list the runs and their time, and execute nothing")] = False,  # only list
     workers: Annotated[int | None, typer.Option(help="runs at a time; default one for each core")] = None,  # runs at a time
-    threads: Annotated[int | None, typer.Option(help="threads of each run; default its share of the cores")] = None,  # of each run
+    threads: Annotated[int | None, typer.Option(help="threads of each run; default OMP_NUM_THREADS or its share of the cores")] = None,  # of each run
     scheduler: Annotated[str | None, typer.Option(help="address of a Dask scheduler, such as tcp://host:8786")] = None,  # Dask that runs
     cluster: Annotated[str | None, typer.Option(help="kind of Dask cluster to start: local, slurm, pbs, sge, lsf or kubernetes, as Dask's configuration describes it")] = None,  # Dask to start
     only: Annotated[list[str] | None, typer.Option(help="name=value, or the beginning of a key; several must all fit")] = None,  # which runs

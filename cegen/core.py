@@ -51,7 +51,7 @@ def need(
     "Raise a `MissingExtra` unless all of the modules are installed."
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingExtra(f"This needs {' and '.join(missing)}. Install with: pip install 'cegen[{extra}]'")
+        raise MissingExtra(f"This needs {' and '.join(missing)}. Install with: pip install 'cegen[{extra}]' (in a clone: pip install '.[{extra}]')")
 
 # %% ../nbs/00_core.ipynb #8449fe19
 def installed_folder(
@@ -224,7 +224,9 @@ def choose_device(
         present = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(present)
     try:
-        return torch.empty(0, device=device).device
+        one = torch.ones((), device=device)
+        one.item()  # "meta" is a device, but holds nothing
+        return one.device
     except (RuntimeError, AssertionError) as error:
         raise invalid("device", device, "'auto' or a device that this machine has", 'Use device="auto" or "cpu".') from error
 

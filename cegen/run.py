@@ -9,6 +9,7 @@ __all__ = ['HEADS', 'RECIPES', 'Config', 'make_source', 'make_model', 'latents_o
 # %% ../nbs/12_run.ipynb #816ced3c
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable, Sequence
@@ -41,7 +42,7 @@ from .model import ARCHITECTURES, CASES, Encoder, Head, SampledHead
 from .objective import OBJECTIVES, get_objective
 from .report import make_record, summary
 from .source import SyntheticSource
-from .train import DECAYS, Callback, FitResult, Log, fit
+from .train import Callback, FitResult, Log, Settings, fit
 
 # %% ../nbs/12_run.ipynb #2d15f604
 HEADS = {"full": Head, "sampled": SampledHead}
@@ -95,7 +96,7 @@ class Config:
 
     def __post_init__(self):
         choices = {"conditional": CONDITIONALS, "class_vectors": CLASS_VECTORS, "g_law": LAWS, "objective": OBJECTIVES,
-                   "case": CASES, "softmax": HEADS, "architecture": ARCHITECTURES, "head_decay": DECAYS}
+                   "case": CASES, "softmax": HEADS, "architecture": ARCHITECTURES}
         for name, allowed in choices.items():
             check_choice(name, getattr(self, name), allowed)
         for field in fields(self):
@@ -103,9 +104,10 @@ class Config:
             if field.type in (int, int | None) and value is not None:
                 check_integer(field.name, value, low=0)
             if field.type is float:
-                check_real(field.name, value, low=0)
+                check_real(field.name, value, low=0, high=1 if field.name in ("label_noise", "negative_slope") else math.inf)
             if field.type is bool and not isinstance(value, bool):
                 raise invalid(field.name, value, "True or False")
+        Settings(**self.settings)  # checks what training takes
         check_integer("n_test", self.n_test, low=max(20, 4 * self.dim), fix="Half of the samples fit the probes.")
         if isinstance(self.seeds, str) or not isinstance(self.seeds, int | Iterable):
             raise invalid("seeds", self.seeds, "a list of integers", "In papermill: -y 'seeds: [0, 1]'.")
@@ -113,6 +115,11 @@ class Config:
         if not seeds or len(set(seeds)) < len(seeds):
             raise invalid("seeds", self.seeds, "at least one seed, all different", "Each seed is a run of its own.")
         object.__setattr__(self, "seeds", tuple(check_integer("seeds", seed, low=0) for seed in seeds))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        "What `fit` takes of it: the fields of `Settings`, except for the seed, of which every run has its own."
+        return {field.name: getattr(self, field.name) for field in fields(Settings) if hasattr(self, field.name)}
 
     @classmethod
     def from_parameters(
@@ -256,9 +263,7 @@ def run_seed(
     with curve as logs:
         result = fit(
             source, encoder, head, config.objective, callbacks=[watch_latents(source, level, watched)], device=source.device,
-            checkpoint=None if out is None else checkpoint_folder(out, config, seed), logs=logs, seed=seed,
-            **{name: getattr(config, name) for name in
-               ("steps", "batch_size", "lr", "hidden_lr", "head_lr", "head_decay", "warmup", "precision", "eval_every")},
+            checkpoint=None if out is None else checkpoint_folder(out, config, seed), logs=logs, seed=seed, **config.settings,
         )
     test = source.sample(config.n_test, random_stream(seed, "test", source.device))
     scores = score(source, result.encoder, result.head, level, test, seed)

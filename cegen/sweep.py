@@ -6,7 +6,7 @@
 __all__ = ['RUN_FILES', 'Execute', 'CLUSTERS', 'Start', 'PAPER', 'read_json', 'is_done', 'numbers_of', 'environment', 'cores',
            'Outcome', 'Limits', 'kill_tree', 'wait_for', 'execute_once', 'locked', 'execute_run', 'on_this_machine',
            'on_cluster', 'connected', 'backend', 'state_of', 'checked_runs', 'choose', 'plan', 'collect', 'write_table',
-           'SweepResult', 'follow', 'sweep', 'records_of', 'markdown_table', 'write_report']
+           'SweepResult', 'follow', 'threads_of_run', 'sweep', 'records_of', 'markdown_table', 'write_report']
 
 # %% ../nbs/13_sweep.ipynb #abe91cbf
 import errno
@@ -157,11 +157,12 @@ def execute_once(
     (folder / FAILURE).unlink(missing_ok=True)
     start = time.monotonic()
     threads = {f"{library}_NUM_THREADS": str(limits.threads) for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
+    patient = {"OMP_WAIT_POLICY": "PASSIVE"}  # threads that spin while they wait for one another hold up the runs beside them
     quiet = {"CEGEN_PROGRESS": "0", "JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     with open(folder / "log.txt", "w", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", "from cegen.execute import main; main()", str(folder)],
-            stdin=subprocess.PIPE, stdout=log, stderr=log, env=os.environ | threads | quiet, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=log, stderr=log, env=patient | os.environ | threads | quiet, start_new_session=True,
         )  # fmt: skip
         with process.stdin:  # type: ignore[union-attr]  # the pipe whose closing ends the process
             killed = wait_for(process, limits.time_limit, stopping)
@@ -471,6 +472,17 @@ def follow(
         time.sleep(1 if todo else 0)
 
 
+def threads_of_run(
+    threads: int | None,  # as asked for
+    side_by_side: int,  # runs at a time on this machine
+) -> int:  # threads of each
+    "Those asked for, else what OMP_NUM_THREADS says, else the run's share of the cores."
+    if threads is None:
+        said = os.environ.get("OMP_NUM_THREADS", "")
+        threads = int(said) if said.isdecimal() else max(1, cores() // side_by_side)
+    return check_integer("threads", threads, low=1)
+
+
 def sweep(
     grid: Grid,  # what to run
     workers: int | None = None,  # runs at a time; default one for each core
@@ -478,7 +490,7 @@ def sweep(
     cluster: str | None = None,  # or a kind of cluster to start: local, slurm, pbs, sge, lsf, kubernetes
     only: Sequence[str] = (),  # each name=value, or the beginning of a key
     retry_failed: bool = False,  # whether runs that failed before are tried again
-    threads: int | None = None,  # of each run; default its share of the cores, and one under Dask
+    threads: int | None = None,  # of each run; default OMP_NUM_THREADS, or its share of the cores, and one under Dask
 ) -> SweepResult:  # states, and the table of all that is done
     "Execute what is not done of a grid; raises `ValueError` before anything starts if any of its runs cannot be."
     need("sweep", "papermill", "psutil", "filelock", "pyarrow")
@@ -489,8 +501,7 @@ def sweep(
     planned = checked_runs(grid)
     runs = choose(planned, only)
     workers = check_integer("workers", cores() if workers is None else workers, low=1)
-    share = max(1, cores() // workers) if scheduler is None and cluster is None else 1
-    limits = Limits(check_integer("threads", share if threads is None else threads, low=1), grid.time_limit, grid.retries)
+    limits = Limits(threads_of_run(threads, workers if scheduler is None and cluster is None else cores()), grid.time_limit, grid.retries)
     root = check_writable(grid.folder).resolve()
     listed = [{"key": run.key, "template": run.template.stem, "varied": dict(run.varied)} for run in planned]
     write_json(root / "sweep.json", {"name": grid.name, "cegen": cegen.__version__, "runs": listed})

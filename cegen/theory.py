@@ -738,7 +738,7 @@ def _signs(learnt: _Learnt, checks: CheckList, broken: Sequence[Check], loss: fl
     "The findings whose sign is there, with the numbers behind them."
     d, k = learnt.z.shape[1], learnt.h.shape[1]
     guess = math.log(len(learnt.w))
-    latents, rows, temperature = (_value(checks, name) for name in ("latents", "rows affine in class vectors", "temperature"))
+    latents, rows, temperature = _value(checks, "latents"), _value(checks, "rows affine in class vectors"), checks["temperature"]
     rank, fold = _code_rank(learnt.h), _fold_share(learnt)
     lost = latents > 0.1 and k >= d
     folded = lost and rank == d and fold > 0.1
@@ -750,7 +750,7 @@ def _signs(learnt: _Learnt, checks: CheckList, broken: Sequence[Check], loss: fl
         "folded class vectors": (folded, f"for {fold:.0%} of the classes the nearest row is that of a distant class"),
         "rows recovered but not latents": (lost and not folded and rows <= 0.1,
                                            f"variance not explained: rows {rows:.3f}, latents {latents:.3f}"),
-        "temperature not converged": (latents <= 0.1 and checks["temperature"].status == "failed", f"β/κ is {temperature:.3f}"),
+        "temperature not converged": (latents <= 0.1 and temperature.status == "failed", temperature.detail),
     }
     return {name: detail for name, (there, detail) in signs.items() if there}
 

@@ -64,7 +64,7 @@ def test_a_generator_is_used_as_it_is_and_a_seed_makes_one(unchecked):
 
 def test_absent_device_is_named(unchecked):
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
-    for absent in ("cuda:63", "gpu"):
+    for absent in ("cuda:63", "gpu", "meta"):
         with pytest.raises(ValueError, match="device='"):
             choose_device(absent)
 

@@ -189,6 +189,23 @@ def test_bad_configurations_are_named_before_training(unchecked, changes, messag
         identify(replace(SMALL, **changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precision": "fp16"}, "precision='fp16' is not valid: it must be one of 'fp32', 'bf16-mixed'"),
+        ({"batch_size": 0}, "batch_size=0 is not valid: it must be an integer ≥ 1"),
+        ({"eval_every": 0}, "eval_every=0"),
+        ({"lr": 0.0}, r"lr=0\.0 is not valid: it must be a finite number > 0"),
+        ({"head_decay": "linear"}, "head_decay='linear'"),
+        ({"negative_slope": 2.0}, r"negative_slope=2\.0"),
+        ({"label_noise": 1.1}, r"label_noise=1\.1"),
+    ],
+)
+def test_a_configuration_checks_what_training_takes(unchecked, changes, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**changes)
+
+
 def test_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="can be written to"):

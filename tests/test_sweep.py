@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from cegen.execute import EXECUTED
 from cegen.grid import Grid, expand, read_template
 from cegen.report import interval, plot_combinations, plot_sweep
-from cegen.sweep import collect, execute_run, is_done, plan, state_of, sweep, write_report
+from cegen.sweep import collect, cores, execute_run, is_done, plan, state_of, sweep, write_report
 
 ROOT = Path(__file__).resolve().parent.parent
 CEGEN = Path(sys.executable).parent / "cegen"
@@ -110,6 +110,29 @@ def kernels_in(folder: Path) -> list[psutil.Process]:
 
 
 # ---- the table
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "threads"), [("3", None, 3), ("3", 2, 2), (None, None, cores()), ("0", None, None)]
+)
+def test_threads_are_those_asked_for_or_set_or_a_share_of_the_cores(tiny, tmp_path, monkeypatch, said, asked, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    cell = "import json, os, pathlib\nsaid = {n: os.environ[n] for n in ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY')}\n"
+    cell += "_ = (pathlib.Path(out) / 'result.json').write_text(json.dumps({'records': [{'y': 1.0}], 'said': said}))"
+    grid = Grid(
+        "threads", write_notebook(tmp_path / "threads.ipynb", "x = 0\nout = '.'", cell), {}, {}, out=tmp_path / "runs"
+    )
+    if threads is None:
+        with pytest.raises(ValueError, match="threads=0"):
+            sweep(grid, workers=1, threads=asked)
+        return
+    assert sweep(grid, workers=1, threads=asked).n_unfinished == 0
+    (result,) = grid.folder.glob("*/result.json")
+    assert json.loads(result.read_text())["said"] == {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    assert json.loads((result.parent / "env.json").read_text())["threads"] == threads
 
 
 def test_every_run_gives_one_row(tiny):

@@ -3,8 +3,11 @@
 import importlib.util
 import itertools
 import json
+import math
 import sys
+from collections import Counter
 from dataclasses import replace
+from operator import itemgetter
 
 import papermill
 import pytest
@@ -271,3 +274,35 @@ def test_a_step_is_timed_with_weights_that_stay_beside_its_limit(bench, monkeypa
         assert row["backward_ms"] == 3e3 and row["step_over_products"] == 2
         assert row["step_over_limit"] == pytest.approx(8 / (2 * row["mflop"] * 1e6 / 2**31))
         assert row["limit_ms"] * row["step_over_limit"] == pytest.approx(row["step_ms"])
+
+
+@pytest.fixture(scope="module")
+def gpu(tables, root):
+    return tool(root, "gpu")
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_groups_for_a_gpu_are_all_runs_of_a_table(gpu, tables, number):
+    groups = gpu.groups(number).values()
+    wanted = [
+        run.parameters | {"seeds": (run.varied["seed"],)} for runs in tables.rows(number).values() for run in runs
+    ]
+    of_world = itemgetter("dim", "n_classes", "case", "g_law", "seeds")
+    assert Counter(of_world(run) for group in groups for run in group) == Counter(of_world(run) for run in wanted)
+    for group in groups:
+        configs = [Config(**member) for member in group]
+        assert len({(config.g_law, config.seeds) for config in configs}) == len(group)
+        assert len({replace(config, g_law="published", seeds=(0,)) for config in configs}) == 1
+
+
+def test_a_group_gives_a_record_for_each_law_that_it_has(gpu, monkeypatch):
+    monkeypatch.setattr(gpu, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    member = {"n_instances": 40, "n_classes": 10, "steps": 3, "batch_size": 16, "device": "cpu"}
+    both = [member | {"g_law": law, "seeds": (seed,)} for law in ("published", "conditioned") for seed in (0, 1)]
+    for group, laws in ((both, {"published", "conditioned"}), (both[:2], {"published"})):
+        records = gpu.run_group(group)
+        assert {record["g_law"] for record in records} == laws
+        assert all(record["n_seeds"] == 2 and math.isfinite(record["r2_z_mean"]) for record in records)
+        needed = gpu.operations(Config(**member)) * 3 * len(group) / 1e9
+        assert sum(record["gflop"] for record in records) == pytest.approx(needed)

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -237,9 +236,7 @@ def convergence() -> list[dict]:
             begin = time.perf_counter()
             source = make_source(config, seed)
             encoder, head = make_model(config, source, seed)
-            names = {field.name for field in fields(Settings)} & {field.name for field in fields(Config)}
-            settings = {name: getattr(config, name) for name in names} | {"seed": seed}
-            result = fit(source, encoder, head, config.objective, device="cpu", **settings)
+            result = fit(source, encoder, head, config.objective, device="cpu", seed=seed, **config.settings)
             test = source.sample(10_000, random_stream(seed, "test"))
             with torch.inference_mode():
                 features = result.head.features(result.encoder(test.x))
@@ -358,7 +355,13 @@ def imports() -> list[dict]:
         return float(np.median([once() for _ in range(5)]))
 
     empty = start_of("pass")
-    lines = ("import cegen", "import torch", "from cegen import fit", "import pandas, scipy.stats, sklearn")
+    lines = (
+        "import cegen",
+        "import torch",
+        "from cegen import fit",
+        "import cegen.cli",
+        "import pandas, scipy.stats, sklearn",
+    )
     return [{"code": line, "seconds": start_of(line) - empty} for line in lines]
 
 
@@ -467,6 +470,15 @@ TOPICS = {
 }
 
 
+def processor() -> str:
+    "What the machine computes with, as it calls itself."
+    described = Path("/proc/cpuinfo")  # on Linux Python knows the architecture only
+    lines = described.read_text(encoding="utf-8").splitlines() if described.exists() else []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
 def show(title: str, rows: list[dict]) -> None:
     print(f"\n{title}\n{pd.DataFrame(rows).to_string(index=False, float_format=lambda v: f'{v:,.4g}')}", flush=True)
 
@@ -484,9 +496,12 @@ def main() -> None:
     environment = {
         "cegen": cegen.__version__,
         "torch": torch.__version__,
+        "numpy": np.__version__,
         "scipy": scipy.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "processor": processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from tables import grids_of
 from torch.utils.flop_counter import FlopCounterMode
 
 import cegen
 from cegen import fit, fit_many, probe
 from cegen.core import random_stream, write_json
-from cegen.grid import Grid
 from cegen.mixing import LAWS
 from cegen.objective import get_objective
 from cegen.run import Config, make_model, make_source
@@ -31,7 +31,6 @@ from cegen.train import Settings, Training, alone, set_rates, side_by_side, star
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = torch.device("cuda")
-SETTINGS = {field.name for field in fields(Settings)} & {field.name for field in fields(Config)}
 
 
 def median_seconds(task: Callable[[], object], calls: int, repeat: int = 5) -> float:
@@ -60,7 +59,7 @@ def training_of(config: Config, n_runs: int, steps: int = 10**6) -> Training:
     runs = []
     for seed in range(n_runs):
         source = make_source(config, seed)
-        settings = Settings(**{name: getattr(config, name) for name in SETTINGS} | {"seed": seed, "steps": steps})
+        settings = Settings(**config.settings | {"seed": seed, "steps": steps})
         runs.append(
             start_run(source, *make_model(config, source, seed), get_objective(config.objective), settings, DEVICE)
         )
@@ -126,7 +125,7 @@ def accuracy(seeds: int = 5) -> list[dict]:
             begin = time.perf_counter()
             source = make_source(config, seed)
             encoder, head = make_model(config, source, seed)
-            settings = {name: getattr(config, name) for name in SETTINGS} | {"seed": seed, "eval_every": config.steps}
+            settings = config.settings | {"seed": seed, "eval_every": config.steps}
             result = fit(source, encoder, head, config.objective, device=DEVICE, **settings)
             rows.append(
                 {
@@ -142,12 +141,11 @@ def accuracy(seeds: int = 5) -> list[dict]:
 
 def groups(table: int) -> dict[tuple, list[dict[str, Any]]]:
     "The runs of a table by what makes their models and settings alike: everything but the generator's law and the seed."
-    grid = Grid.load(ROOT / "nbs" / "experiments" / "grids" / f"table{table}.yaml")
+    known = {field.name for field in fields(Config)}
     found: dict[tuple, list[dict[str, Any]]] = {}
-    for run in grid.runs():
-        seed = run.varied["seed"]
-        parameters = {name: value for name, value in run.parameters.items() if name in {f.name for f in fields(Config)}}
-        parameters = parameters | {"seeds": (seed,), "device": "cuda"}
+    for run in (run for grid in grids_of(table) for run in grid.runs()):
+        parameters = {name: value for name, value in run.parameters.items() if name in known}
+        parameters = parameters | {"seeds": (run.varied["seed"],), "device": "cuda"}
         key = tuple(sorted((name, value) for name, value in parameters.items() if name not in ("g_law", "seeds")))
         found.setdefault(key, []).append(parameters)
     return found
@@ -158,18 +156,19 @@ def run_group(members: list[dict[str, Any]]) -> list[dict]:
     torch.cuda.synchronize()
     begin = time.perf_counter()
     configs = [Config(**member) for member in members]
+    laws = [law for law in LAWS if any(config.g_law == law for config in configs)]
     first, seeds = configs[0], [config.seeds[0] for config in configs]
     sources = [make_source(config, seed) for config, seed in zip(configs, seeds, strict=True)]
     models = [make_model(config, source, seed) for config, source, seed in zip(configs, sources, seeds, strict=True)]
     # Two worlds of one seed differ in their generator; their data streams must differ too.
     streams = [seed + 1000 * LAWS.index(config.g_law) for config, seed in zip(configs, seeds, strict=True)]
-    settings = {name: getattr(first, name) for name in SETTINGS} | {"eval_every": first.steps}
+    settings = first.settings | {"eval_every": first.steps}
     results = fit_many(sources, *zip(*models, strict=True), first.objective, streams, device=DEVICE, **settings)
     scores = [r2(result, source, seed) for result, source, seed in zip(results, sources, seeds, strict=True)]
     seconds = time.perf_counter() - begin
     gflop = operations(first) * first.steps * len(members) / 1e9
     records = []
-    for law in LAWS:
+    for law in laws:
         own = [score for score, config in zip(scores, configs, strict=True) if config.g_law == law]
         records.append(
             {
@@ -183,8 +182,8 @@ def run_group(members: list[dict[str, Any]]) -> list[dict]:
                 "n_seeds": len(own),
                 "r2_z_mean": float(np.mean(own)),
                 "r2_z_std": float(np.std(own, ddof=1)),
-                "seconds": seconds / len(LAWS),
-                "gflop": gflop / len(LAWS),
+                "seconds": seconds * len(own) / len(members),
+                "gflop": gflop * len(own) / len(members),
             }
         )
     return records

@@ -156,9 +156,8 @@ def run(world: str, name: str, seed: int) -> dict:
         encoder.register_forward_pre_hook(
             lambda module, _: average.update_parameters(module) if module.training else None
         )
-    rates = {key: getattr(config, key) for key in ("batch_size", "lr", "hidden_lr", "head_lr", "head_decay", "warmup")}
     steps = config.steps // 2 if variant.distil else config.steps
-    options: dict[str, Any] = {"device": "cpu", "seed": seed, "eval_every": steps, "steps": steps, **rates}
+    options: dict[str, Any] = config.settings | {"device": "cpu", "seed": seed, "eval_every": steps, "steps": steps}
     result = fit(source, encoder, head, objective, **options)
     seconds = result.seconds
     if variant.distil:
