@@ -82,7 +82,7 @@ def with_config_options(
 @with_config_options
 def identify_command(
     *,
-    recipe: Annotated[str, typer.Option(help="a way to train: default, quick, thorough or published; options beside it go before it")] = "default",  # name of a way to train
+    recipe: Annotated[str, typer.Option(help="a way to train: default, quick, thorough or published; other options override it")] = "default",  # name of a way to train
     out: Annotated[Path | None, typer.Option(help="folder for result.json and checkpoints; a killed run continues")] = None,  # where results go
     log: Annotated[list[str] | None, typer.Option(help="where curves go beside CSV files in --out: tensorboard, wandb, mlflow")] = None,  # further logs
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")] = False,  # JSON instead of text

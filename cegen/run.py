@@ -125,7 +125,7 @@ class Config:
     def from_parameters(
         cls,
         parameters: dict[str, Any],  # field names and values, as papermill or a file gives them
-        recipe: str = "default",  # name of a way to train; what `parameters` names goes before it
+        recipe: str = "default",  # name of a way to train; what `parameters` names overrides it
     ) -> "Config":  # checked
         "A configuration from named values; an unknown name is a `ValueError` that suggests the nearest."
         known = [field.name for field in fields(cls)]

@@ -88,7 +88,7 @@ def gather(table: int, folder: Path = ROOT / "results") -> pd.DataFrame:
     if not files:
         return pd.DataFrame()
     records = pd.concat([read_row(file) for file in files])
-    rates = ("lr", "hidden_lr", "head_lr", "head_decay")
+    rates = ("lr", "hidden_lr", "head_lr", "head_decay", "warmup")
     learner = ("objective", "softmax", "row_map", "width", "n_blocks", "negative_slope", "batch_size", "steps", *rates)
     scores = ("official_r2_z", "official_r2_w", "orthogonality_error", "excess", "excess_se", "beta", "seconds")
     means = []
