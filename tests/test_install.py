@@ -114,4 +114,7 @@ def test_sweep_without_its_extra_says_what_to_install(bare, tmp_path):
     (tmp_path / "grid.yaml").write_text("template: x.ipynb\n")
     done = subprocess.run([bare / "cegen", "sweep", tmp_path / "grid.yaml"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.strip() == "Error: This needs yaml. Install with: pip install 'cegen[sweep]' (in a clone: pip install '.[sweep]')"
+    assert (
+        done.stderr.strip()
+        == "Error: This needs yaml. Install with: pip install 'cegen[sweep]' (in a clone: pip install '.[sweep]')"
+    )
