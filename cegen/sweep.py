@@ -474,13 +474,15 @@ def follow(
 
 def threads_of_run(
     threads: int | None,  # as asked for
-    side_by_side: int,  # runs at a time on this machine
+    workers: int,  # runs at a time
+    here: bool,  # whether they run on this machine, and not on Dask's
 ) -> int:  # threads of each
-    "Those asked for, else what OMP_NUM_THREADS says, else the run's share of the cores."
-    if threads is None:
-        said = os.environ.get("OMP_NUM_THREADS", "")
-        threads = int(said) if said.isdecimal() else max(1, cores() // side_by_side)
-    return check_integer("threads", threads, low=1)
+    "Those asked for, else one under Dask, else OMP_NUM_THREADS (a number ≥ 1), else the run's share of the cores."
+    if threads is not None:
+        return check_integer("threads", threads, low=1)
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # "4,2" would be for threads that start threads
+    share = int(said) if said.isdecimal() and int(said) > 0 else max(1, cores() // workers)
+    return share if here else 1
 
 
 def sweep(
@@ -490,7 +492,7 @@ def sweep(
     cluster: str | None = None,  # or a kind of cluster to start: local, slurm, pbs, sge, lsf, kubernetes
     only: Sequence[str] = (),  # each name=value, or the beginning of a key
     retry_failed: bool = False,  # whether runs that failed before are tried again
-    threads: int | None = None,  # of each run; default OMP_NUM_THREADS, or its share of the cores, and one under Dask
+    threads: int | None = None,  # of each run; default OMP_NUM_THREADS or its share of the cores, and one under Dask
 ) -> SweepResult:  # states, and the table of all that is done
     "Execute what is not done of a grid; raises `ValueError` before anything starts if any of its runs cannot be."
     need("sweep", "papermill", "psutil", "filelock", "pyarrow")
@@ -501,7 +503,7 @@ def sweep(
     planned = checked_runs(grid)
     runs = choose(planned, only)
     workers = check_integer("workers", cores() if workers is None else workers, low=1)
-    limits = Limits(threads_of_run(threads, workers if scheduler is None and cluster is None else cores()), grid.time_limit, grid.retries)
+    limits = Limits(threads_of_run(threads, workers, scheduler is None and cluster is None), grid.time_limit, grid.retries)
     root = check_writable(grid.folder).resolve()
     listed = [{"key": run.key, "template": run.template.stem, "varied": dict(run.varied)} for run in planned]
     write_json(root / "sweep.json", {"name": grid.name, "cegen": cegen.__version__, "runs": listed})

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from cegen.execute import EXECUTED
 from cegen.grid import Grid, expand, read_template
 from cegen.report import interval, plot_combinations, plot_sweep
-from cegen.sweep import collect, cores, execute_run, is_done, plan, state_of, sweep, write_report
+from cegen.sweep import collect, execute_run, is_done, plan, state_of, sweep, threads_of_run, write_report
 
 ROOT = Path(__file__).resolve().parent.parent
 CEGEN = Path(sys.executable).parent / "cegen"
@@ -109,30 +109,48 @@ def kernels_in(folder: Path) -> list[psutil.Process]:
     return [p for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or [])]
 
 
-# ---- the table
+# ---- threads
 
 
 @pytest.mark.parametrize(
-    ("said", "asked", "threads"), [("3", None, 3), ("3", 2, 2), (None, None, cores()), ("0", None, None)]
+    ("said", "asked", "workers", "here", "threads"),
+    [
+        (None, None, 2, True, 4),
+        (None, None, 16, True, 1),
+        (None, None, 2, False, 1),
+        ("3", None, 2, True, 3),
+        ("3", 5, 2, True, 5),
+        ("3", None, 2, False, 1),
+        ("4,2", None, 4, True, 4),
+        ("0", None, 4, True, 2),
+    ],
 )
-def test_threads_are_those_asked_for_or_set_or_a_share_of_the_cores(tiny, tmp_path, monkeypatch, said, asked, threads):
+def test_threads_are_those_asked_for_or_set_or_a_share_of_the_cores(monkeypatch, said, asked, workers, here, threads):
+    monkeypatch.setattr("cegen.sweep.cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     if said is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert threads_of_run(asked, workers, here) == threads
+    with pytest.raises(ValueError, match="threads=0"):
+        threads_of_run(0, workers, here)
+
+
+@pytest.mark.parametrize(("policy", "seen"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_a_run_has_its_threads_and_waits_without_spinning_unless_told_otherwise(tmp_path, monkeypatch, policy, seen):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if policy is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
     cell = "import json, os, pathlib\nsaid = {n: os.environ[n] for n in ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY')}\n"
     cell += "_ = (pathlib.Path(out) / 'result.json').write_text(json.dumps({'records': [{'y': 1.0}], 'said': said}))"
-    grid = Grid(
-        "threads", write_notebook(tmp_path / "threads.ipynb", "x = 0\nout = '.'", cell), {}, {}, out=tmp_path / "runs"
-    )
-    if threads is None:
-        with pytest.raises(ValueError, match="threads=0"):
-            sweep(grid, workers=1, threads=asked)
-        return
-    assert sweep(grid, workers=1, threads=asked).n_unfinished == 0
+    template = write_notebook(tmp_path / "threads.ipynb", "x = 0\nout = '.'", cell)
+    grid = Grid("threads", template, {}, {}, out=tmp_path / "runs")
+    assert sweep(grid, workers=1, threads=2).n_unfinished == 0
     (result,) = grid.folder.glob("*/result.json")
-    assert json.loads(result.read_text())["said"] == {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    assert json.loads((result.parent / "env.json").read_text())["threads"] == threads
+    assert json.loads(result.read_text())["said"] == {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": seen}
+    assert json.loads((result.parent / "env.json").read_text())["threads"] == 2
+
+
+# ---- the table
 
 
 def test_every_run_gives_one_row(tiny):

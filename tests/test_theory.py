@@ -1,6 +1,7 @@
 """The floor: against independent computations, limits that are known, and models that must not beat it."""
 
 import math
+import re
 import subprocess
 import sys
 
@@ -494,7 +495,10 @@ def test_finds_a_wrong_temperature(case, shift):
     source = world()
     f, W = optimal_model(source, case)
     W.log_beta.data += shift
-    assert findings((f, W), source) == ["temperature not converged"]
+    (finding,) = certify((f, W), source, n_samples=4096).findings
+    effective, kappa = re.fullmatch(r"effective β ([\d.]+), κ ([\d.]+)", finding.detail).groups()
+    assert finding.name == "temperature not converged"
+    assert float(effective) == pytest.approx(10 * math.exp(shift), rel=0.05) and float(kappa) == 10
 
 
 @pytest.mark.parametrize("seed", range(3))
