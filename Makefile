@@ -37,7 +37,7 @@ $(VENV)/.dev: $(VENV)/.made $(DECLARED)
 	@touch $@
 
 demo: $(VENV)/.demo  ## run the main experiment (about 2 minutes) and print how well the latents were recovered
-	@if [ -e $(RUN)/result.json ]; then rm -r $(RUN)/result.json $(RUN)/checkpoints; fi; mkdir -p $(RUN)
+	@if [ -e $(RUN)/result.json ]; then rm -rf $(RUN)/result.json $(RUN)/checkpoints; fi; mkdir -p $(RUN)
 	$(BIN)/python -m papermill --kernel python3 --no-progress-bar --log-output --log-level WARNING \
 	  --parameters out $(RUN) nbs/experiments/identify.ipynb $(RUN)/identify.ipynb
 	@$(BIN)/cegen report $(RUN)/result.json
