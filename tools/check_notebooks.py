@@ -14,7 +14,7 @@ from nbdev.test import test_nb
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
-ELSEWHERE = {"experiments", "tutorials"}  # pytest executes these, under papermill
+ELSEWHERE = {"experiments", "tutorials"}  # pytest executes experiments, under papermill, and `make notebooks` tutorials
 IMPORTED = ["nbdev.test", "nbdev.showdoc", "torch", "pandas", "seaborn", "sklearn.linear_model"]
 
 

@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -53,6 +54,13 @@ def rows(table: int) -> dict[str, list[Run]]:
     return {name: runs for grid in grids_of(table) for name, runs in rows_of(table, grid).items()}
 
 
+def asked(run: Run) -> dict[str, Any]:
+    "What a record must say of how it was run, by the names that a record has."
+    p = run.parameters
+    named = {key: value for key, value in p.items() if key not in INCIDENTAL and value is not None}
+    return named | {"concentration": p["kappa"] if p["conditional"] == "vmf" else p["scale"]}
+
+
 def read_row(path: Path) -> pd.DataFrame:
     "The records of a row's file; one that is older than a parameter was run with its default."
     records = read_records(path)
@@ -65,10 +73,8 @@ def is_stored(name: str, runs: list[Run]) -> bool:
     path = DONE / f"{name}.json"
     if not path.exists():
         return False
-    records, p = read_row(path), runs[0].parameters
-    wanted = {key: value for key, value in p.items() if key not in INCIDENTAL and value is not None}
-    wanted["concentration"] = p["kappa"] if p["conditional"] == "vmf" else p["scale"]
-    same = all((records[key] == value).all() for key, value in wanted.items() if key in records)
+    records = read_row(path)
+    same = all((records[key] == value).all() for key, value in asked(runs[0]).items() if key in records)
     return same and sorted(records.seed) == sorted(run.varied["seed"] for run in runs)
 
 
