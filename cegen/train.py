@@ -51,7 +51,7 @@ from cegen.core import (
     write_atomically,
 )
 from .model import Head, SampledHead, widened
-from .objective import CrossEntropy, Objective, check_head, get_objective
+from .objective import CrossEntropy, Objective, check_head, get_objective, loss_of
 from .optim import Muon, RowAdam
 
 # %% ../nbs/09_train.ipynb #03662f69
@@ -241,7 +241,7 @@ def alone(
 
     def losses_of(batches: list[Batch]) -> Tensor:
         with autocast(batches[0].x.device, settings.precision):
-            return run.objective.loss(encoder(batches[0].x), head, batches[0]).reshape(1)
+            return loss_of(run.objective, encoder(batches[0].x), head, batches[0])[None]
 
     parameters = dict(nn.ModuleDict({"encoder": encoder, "head": head}).named_parameters())
     return Training(runs, losses_of, make_optimizers(run, parameters))
@@ -625,9 +625,14 @@ def check_batch(
     batch: Batch,  # a first look at what a source gives
     source: Source,  # the source
 ) -> None:
-    "Raise a `ValueError` unless observations are finite and labels are those that the source announces."
+    "Raise a `ValueError` unless observations are finite and labels, one for each, are those that the source announces."
     if not isinstance(batch, Batch):
         raise invalid("source", f"one that gives {type(batch).__name__}", "one that gives a cegen.Batch")
+    if not isinstance(batch.x, Tensor):
+        raise invalid("x", type(batch.x).__name__, "a tensor", "A generator maps latents to observations by PyTorch's operations.")
+    if not len(batch.x) == len(batch.instance) == len(batch.label):
+        sizes = f"{len(batch.x)} observations, {len(batch.instance)} instance labels and {len(batch.label)} class labels"
+        raise invalid("source", f"one that gives {sizes}", "one of each for a sample", "A generator maps each latent by itself.")
     check_finite("x", batch.x)
     for name, labels, n in (("instance", batch.instance, source.n_instances), ("label", batch.label, source.n_classes)):
         if int(labels.min()) < 0 or int(labels.max()) >= n:
@@ -759,7 +764,7 @@ class Learner(nn.Module):
         # Written out, since torch's chunked cross-entropy has no gradient under vmap.
         if type(self.objective) is CrossEntropy and not isinstance(self.head, SampledHead):
             return F.cross_entropy(widened(self.head(features)), self.objective.labels(batch))
-        return self.objective.loss(features, self.head, batch)
+        return loss_of(self.objective, features, self.head, batch)
 
 
 def stack(

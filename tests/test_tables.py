@@ -43,6 +43,11 @@ def recipe(root):
 
 
 @pytest.fixture(scope="module")
+def held_out(tables, root):
+    return tool(root, "held_out")
+
+
+@pytest.fixture(scope="module")
 def trials(root):
     return tool(root, "trials")
 
@@ -91,6 +96,20 @@ def test_a_row_is_run_again_if_it_was_run_otherwise(tables):
     ):
         assert not tables.is_stored(name, [replace(run, parameters=dict(run.parameters) | change) for run in runs])
     assert not tables.is_stored(name, runs[:4]), "other seeds"
+
+
+def test_worlds_kept_back_are_new_and_their_records_those_asked_for(held_out):
+    runs = [run for grid in held_out.grids() for run in held_out.searched_runs(grid)]
+    assert len(runs) == 10 * len(held_out.SEEDS), "ten classes and κ = 50 in two cases and laws, d = 20 in two cases"
+    records = json.loads(held_out.OUT.read_text(encoding="utf-8"))["records"]
+    matches = [[record for record in records if held_out.is_of(record, run)] for run in runs]
+    assert records == list(itertools.chain(*matches)) and all(len(match) == 1 for match in matches)
+    other = replace(runs[0], parameters=dict(runs[0].parameters) | {"steps": 17})
+    assert held_out.is_of(records[0], runs[0]) and not held_out.is_of(records[0], other)
+    assert not any(
+        held_out.is_of(record, run) for record in records for run in runs if record["seed"] != run.varied["seed"]
+    )
+    assert not set(held_out.SEEDS) & {0, 1, 2, 3, 4}, "the seeds of the tables"
 
 
 def test_surfaces_vary_what_the_appendix_of_the_paper_varies(surfaces):

@@ -17,7 +17,7 @@ from cegen.grid import Grid, Run
 from cegen.sweep import is_done, sweep
 
 OUT = ROOT / "results" / "held_out.json"
-SEEDS = (5, 6, 7, 8, 9)  # the tables have 0 to 4
+SEEDS = (5, 6)  # the tables have 0 to 4
 SCORES = ("seed", "r2_z", "official_r2_z", "r2_w", "official_r2_w", "excess", "excess_se", "beta", "seconds")
 
 
