@@ -190,7 +190,7 @@ RELATIVES: dict[str, Objective] = {"infonce": InfoNCE(), "tcl": CrossEntropy("tc
 def get_objective(
     objective: str | Objective,  # "diet", "supervised", "infonce", "tcl", "gcl", or an object of one's own
 ) -> Objective:  # the objective
-    "Look an objective up by name; raises `ValueError` with the allowed names, or with what an object of one's own lacks."
+    "Look an objective up by name; raises `ValueError` with the allowed names, or with what an object of one's own must have."
     known: dict[str, Objective] = {**OBJECTIVES, **RELATIVES}
     if isinstance(objective, str):
         return known[check_choice("objective", objective, known)]
@@ -222,7 +222,7 @@ def check_head(
         raise invalid("head", "without biases", f"a head with a bias for each row for objective {name!r}",
                       f"Use Head({n_rows}, dim, bias=True).")
 
-
+# %% ../nbs/08_objective.ipynb #1c2aa618
 def loss_of(
     objective: Objective,  # what is minimised
     features: Float[Tensor, "n d"],  # the encoder's output
@@ -231,8 +231,9 @@ def loss_of(
 ) -> Float[Tensor, ""]:  # mean loss, in nats
     "An objective's loss; raises `ValueError` unless it is one number."
     loss = objective.loss(features, head, batch)
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"that is a {type(loss).__name__}"
-        raise invalid("objective", f"{objective.name!r} with a loss {got}", "one whose loss is a tensor with a single number",
-                      "Take the mean over the batch.")
+    what = f"{objective.name!r} with a loss"
+    if not isinstance(loss, Tensor):
+        raise invalid("objective", f"{what} that is a {type(loss).__name__}", "one whose loss is a tensor", "Return it as it is, without item().")
+    if loss.numel() != 1:
+        raise invalid("objective", f"{what} of shape {tuple(loss.shape)}", "one whose loss is a single number", "Take the mean over the batch.")
     return loss.reshape(())

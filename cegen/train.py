@@ -140,7 +140,7 @@ def evaluate(
     modes = [(module, module.training) for module in (encoder, head)]
     for module, _ in modes:
         module.eval()
-    loss = objective.loss(encoder(batch.x), head, batch)
+    loss = loss_of(objective, encoder(batch.x), head, batch)
     for module, mode in modes:
         module.train(mode)
     return float(loss)
@@ -628,11 +628,12 @@ def check_batch(
     "Raise a `ValueError` unless observations are finite and labels, one for each, are those that the source announces."
     if not isinstance(batch, Batch):
         raise invalid("source", f"one that gives {type(batch).__name__}", "one that gives a cegen.Batch")
-    if not isinstance(batch.x, Tensor):
-        raise invalid("x", type(batch.x).__name__, "a tensor", "A generator maps latents to observations by PyTorch's operations.")
+    if not isinstance(batch.x, Tensor) or batch.x.ndim < 2:
+        got = f"of shape {tuple(batch.x.shape)}" if isinstance(batch.x, Tensor) else type(batch.x).__name__
+        raise invalid("x", got, "a tensor with a row for each sample", "A generator maps (n, d) to (n, D) by PyTorch's operations.")
     if not len(batch.x) == len(batch.instance) == len(batch.label):
         sizes = f"{len(batch.x)} observations, {len(batch.instance)} instance labels and {len(batch.label)} class labels"
-        raise invalid("source", f"one that gives {sizes}", "one of each for a sample", "A generator maps each latent by itself.")
+        raise invalid("source", f"one that gives {sizes}", "as many of each", "A generator maps each latent by itself.")
     check_finite("x", batch.x)
     for name, labels, n in (("instance", batch.instance, source.n_instances), ("label", batch.label, source.n_classes)):
         if int(labels.min()) < 0 or int(labels.max()) >= n:
