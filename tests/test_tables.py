@@ -99,17 +99,46 @@ def test_a_row_is_run_again_if_it_was_run_otherwise(tables):
 
 
 def test_worlds_kept_back_are_new_and_their_records_those_asked_for(held_out):
-    runs = [run for grid in held_out.grids() for run in held_out.searched_runs(grid)]
-    assert len(runs) == 10 * len(held_out.SEEDS), "ten classes and κ = 50 in two cases and laws, d = 20 in two cases"
-    records = json.loads(held_out.OUT.read_text(encoding="utf-8"))["records"]
-    matches = [[record for record in records if held_out.is_of(record, run)] for run in runs]
-    assert records == list(itertools.chain(*matches)) and all(len(match) == 1 for match in matches)
-    other = replace(runs[0], parameters=dict(runs[0].parameters) | {"steps": 17})
-    assert held_out.is_of(records[0], runs[0]) and not held_out.is_of(records[0], other)
-    assert not any(
-        held_out.is_of(record, run) for record in records for run in runs if record["seed"] != run.varied["seed"]
-    )
+    runs = [run for _, run in held_out.planned()]
+    rows = Counter(run.parameters["objective"] for run in runs)
+    each = {"diet": 12, "supervised": 6}  # ten classes, κ = 50, d = 10 and 20 under two laws, in two cases and in one
+    assert rows == {objective: n * len(held_out.SEEDS) for objective, n in each.items()}
     assert not set(held_out.SEEDS) & {0, 1, 2, 3, 4}, "the seeds of the tables"
+    records = json.loads(held_out.OUT.read_text(encoding="utf-8"))["records"]
+    assert len(records) == len(runs) and all(map(held_out.is_of, records, runs))
+    other = replace(runs[0], parameters=dict(runs[0].parameters) | {"steps": 17})
+    assert not held_out.is_of(records[0], other) and not held_out.is_of(records[0], runs[-1])
+
+
+def test_worlds_kept_back_continue_where_they_stopped(held_out, tmp_path, monkeypatch):
+    runs = {run.key: run for _, run in held_out.planned()}
+    committed = json.loads(held_out.OUT.read_text(encoding="utf-8"))["records"]
+    record_of = dict(zip(runs, committed, strict=True))
+    asked_for, limit = [], [2]
+
+    def sweep(grid, workers, only, retry_failed):
+        asked_for.append(list(only))
+
+    def finished(grid, run):
+        limit[0] -= 1
+        return record_of[run.key] if limit[0] >= 0 else None
+
+    monkeypatch.setattr(held_out, "sweep", sweep)
+    monkeypatch.setattr(held_out, "finished", finished)
+    path = tmp_path / "held_out.json"
+    assert held_out.update(path, 1) == len(runs) - 2
+    kept = json.loads(path.read_text(encoding="utf-8"))["records"]
+    assert kept == [record_of[key] for keys in asked_for for key in keys][:2], (
+        "what was done before the stop is in the file"
+    )
+    for record in kept:
+        del record["row_map"]  # as if the parameter were younger than the record
+    path.write_text(json.dumps({"records": kept}), encoding="utf-8")
+    first, asked_for[:], limit[0] = asked_for[0], [], len(runs)
+    assert held_out.update(path, 1) == 0
+    assert sorted(itertools.chain(*asked_for)) == sorted(set(runs) - set(first[:2]))
+    asked_for.clear()
+    assert held_out.update(path, 1) == 0 and not asked_for, "nothing is left to do"
 
 
 def test_surfaces_vary_what_the_appendix_of_the_paper_varies(surfaces):

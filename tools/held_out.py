@@ -1,75 +1,77 @@
-"""Run rows of table 2 in worlds that no setting was chosen in, those rows whose settings were searched for; writes results/held_out.json.
+"""Run the hard rows of tables 2 and 3 again in worlds that no setting was chosen in; writes results/held_out.json.
 
 Runs that are in the file are not run again, and interrupted ones go on from their checkpoints in runs/.
 """
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from tables import GRIDS, KEYS, ROOT, asked
+from tables import GRIDS, KEYS, ROOT, asked, defaults_of
 
 from cegen.core import write_json
 from cegen.grid import Grid, Run
 from cegen.sweep import is_done, sweep
 
 OUT = ROOT / "results" / "held_out.json"
-SEEDS = (5, 6)  # the tables have 0 to 4
+SEEDS = (5, 6, 7)  # the tables have 0 to 4
 SCORES = ("seed", "r2_z", "official_r2_z", "r2_w", "official_r2_w", "excess", "excess_se", "beta", "seconds")
 
 
 def grids() -> list[Grid]:
-    "The grids with searched rows, one for each world, so that all rows are seen in a world before any is in the next."
-    names = ("table2_c10", "table2", "table2_d20")
-    return [
-        replace(Grid.load(GRIDS / f"{name}.yaml"), name=f"{name}_held_out", seeds=(seed,))
-        for seed in SEEDS
-        for name in names
-    ]
+    "The grids of the tables with the seeds kept back."
+    planned = [Grid.load(path) for path in sorted(GRIDS.glob("table[23]*.yaml"))]
+    return [replace(grid, name=f"{grid.name}_held_out", seeds=SEEDS) for grid in planned]
 
 
-def is_searched(run: Run) -> bool:
-    "Whether the settings of the run's row were searched for: ten classes, κ = 50, and the published law in twenty dimensions."
+def is_hard(run: Run) -> bool:
+    "Whether the run's row has few classes, concentrated ones or many dimensions: settings were searched for these."
     p = run.parameters
-    return p["n_classes"] == 10 or p["kappa"] == 50 or (p["dim"] == 20 and p["g_law"] == "published")
+    return p["n_classes"] == 10 or p["kappa"] == 50 or p["dim"] >= 10
 
 
-def searched_runs(grid: Grid) -> list[Run]:
-    "The runs of a grid that the file is to have."
-    return [run for run in grid.runs() if is_searched(run)]
+def planned() -> list[tuple[Grid, Run]]:
+    "All runs that the file is to have, each with its grid; a world as a whole before the next."
+    pairs = [(grid, run) for grid in grids() for run in grid.runs() if is_hard(run)]
+    return sorted(pairs, key=lambda pair: pair[1].varied["seed"])
 
 
 def is_of(record: dict[str, Any], run: Run) -> bool:
-    "Whether a record is that of a run."
-    return record["seed"] == run.varied["seed"] and asked(run).items() <= record.items()
+    "Whether a record is that of a run; one that is older than a parameter was run with its default."
+    return record["seed"] == run.varied["seed"] and asked(run).items() <= {**defaults_of(record), **record}.items()
 
 
-def finished(grid: Grid, run: Run) -> list[dict[str, Any]]:
+def finished(grid: Grid, run: Run) -> dict[str, Any] | None:
     "The record of a run, where its folder has one."
     folder = ROOT / grid.folder / run.key
     if not is_done(folder):
-        return []
-    records = json.loads((folder / "result.json").read_text(encoding="utf-8"))["records"]
-    return [{name: record[name] for name in dict.fromkeys([*KEYS, *asked(run), *SCORES])} for record in records]
+        return None
+    (record,) = json.loads((folder / "result.json").read_text(encoding="utf-8"))["records"]
+    return {name: record[name] for name in dict.fromkeys([*KEYS, *asked(run), *SCORES])}
+
+
+def update(path: Path, workers: int | None) -> int:
+    "Execute what the file lacks, a world and a grid at a time; returns how many runs it still lacks."
+    pairs = planned()
+    before = json.loads(path.read_text(encoding="utf-8"))["records"] if path.exists() else []
+    records = {run.key: next((record for record in before if is_of(record, run)), None) for _, run in pairs}
+    for seed in SEEDS:
+        for grid in grids():
+            todo = [r for g, r in pairs if g.name == grid.name and r.varied["seed"] == seed and records[r.key] is None]
+            if todo:
+                sweep(grid, workers, only=[run.key for run in todo], retry_failed=True)
+                records |= {run.key: finished(grid, run) for run in todo}
+                write_json(path, {"records": [record for record in records.values() if record is not None]})
+    return sum(record is None for record in records.values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
-    options = parser.parse_args()
-    before = json.loads(OUT.read_text(encoding="utf-8"))["records"] if OUT.exists() else []
-    plan = [(grid, searched_runs(grid)) for grid in grids()]
-    found = {run.key: [record for record in before if is_of(record, run)] for _, runs in plan for run in runs}
-    for grid, runs in plan:
-        todo = [run for run in runs if not found[run.key]]
-        if todo:
-            sweep(grid, options.workers, only=[run.key for run in todo])
-        found |= {run.key: finished(grid, run) for run in todo}
-        write_json(OUT, {"records": [record for records in found.values() for record in records]})
-    missing = sum(not records for records in found.values())
+    parser.add_argument("--workers", type=int, help="runs at a time; default one for each core")
+    missing = update(OUT, parser.parse_args().workers)
     sys.exit(missing and f"{missing} runs are not done; run again to go on.")
 
 

@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Container
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,19 @@ def asked(run: Run) -> dict[str, Any]:
     return named | {"concentration": p["kappa"] if p["conditional"] == "vmf" else p["scale"]}
 
 
+def defaults_of(names: Container[str]) -> dict[str, Any]:
+    "Parameters that a record without their names was run with: it is older than they are."
+    return {
+        field.name: field.default
+        for field in fields(Config)
+        if field.name not in INCIDENTAL and field.name not in names
+    }
+
+
 def read_row(path: Path) -> pd.DataFrame:
-    "The records of a row's file; one that is older than a parameter was run with its default."
+    "The records of a row's file."
     records = read_records(path)
-    defaults = {field.name: field.default for field in fields(Config) if field.name not in INCIDENTAL | set(records)}
-    return records.assign(**defaults)
+    return records.assign(**defaults_of(records))
 
 
 def is_stored(name: str, runs: list[Run]) -> bool:
@@ -118,7 +127,7 @@ def run_rows(table: int, grid: Grid, laws: list[str], workers: int | None) -> in
     missing = {name: runs for name, runs in all_rows.items() if not is_stored(name, runs)}
     keys = [run.key for runs in missing.values() for run in runs if run.parameters["g_law"] in laws]
     print(f"{grid.name}: {len(all_rows) - len(missing)} of {len(all_rows)} rows are there", flush=True)
-    unfinished = sweep(grid, workers, only=keys).n_unfinished if keys else 0
+    unfinished = sweep(grid, workers, only=keys, retry_failed=True).n_unfinished if keys else 0
     store(table, grid)
     gather(table)
     return unfinished
