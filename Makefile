@@ -108,7 +108,7 @@ recipe: $(VENV)/.dev  ## change one thing at a time about the recipe, three seed
 trials: $(VENV)/.dev  ## run what was tried where rows of the tables fall short (over an hour); trials that are there are kept
 	$(BIN)/python tools/trials.py
 
-held-out: $(VENV)/.dev  ## run the hard rows of the tables in worlds that no setting was chosen in (hours); runs that are there are kept
+held-out: $(VENV)/.dev  ## run the hard rows of the tables in worlds that no setting was chosen in (over an hour); runs that are there are kept
 	$(BIN)/python tools/held_out.py
 
 bench: $(VENV)/.dev  ## measure sampler, step, accuracy over time, memory and imports on this machine, and its GPU if there is one (a quarter of an hour, alone)

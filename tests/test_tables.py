@@ -101,7 +101,7 @@ def test_a_row_is_run_again_if_it_was_run_otherwise(tables):
 def test_worlds_kept_back_are_new_and_their_records_those_asked_for(held_out):
     runs = [run for _, run in held_out.planned()]
     rows = Counter(run.parameters["objective"] for run in runs)
-    each = {"diet": 12, "supervised": 6}  # ten classes, κ = 50, d = 10 and 20 under two laws, in two cases and in one
+    each = {"diet": 12, "supervised": 6}  # ten classes and κ = 50 under both laws, d = 10 and 20 under one
     assert rows == {objective: n * len(held_out.SEEDS) for objective, n in each.items()}
     assert not set(held_out.SEEDS) & {0, 1, 2, 3, 4}, "the seeds of the tables"
     records = json.loads(held_out.OUT.read_text(encoding="utf-8"))["records"]
