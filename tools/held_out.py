@@ -7,10 +7,11 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tables import GRIDS, KEYS, ROOT, asked, defaults_of
+from tables import KEYS, ROOT, asked, defaults_of, grids_of
 
 from cegen.core import write_json
 from cegen.grid import Grid, Run
@@ -21,21 +22,16 @@ SEEDS = (5, 6, 7)  # the tables have 0 to 4
 SCORES = ("seed", "r2_z", "official_r2_z", "r2_w", "official_r2_w", "excess", "excess_se", "beta", "seconds")
 
 
-def grids() -> list[Grid]:
-    "The grids of the tables with the seeds kept back."
-    planned = [Grid.load(path) for path in sorted(GRIDS.glob("table[23]*.yaml"))]
-    return [replace(grid, name=f"{grid.name}_held_out", seeds=SEEDS) for grid in planned]
-
-
 def is_hard(run: Run) -> bool:
-    "Whether settings were searched for the run's row: ten classes, κ = 50, and the published law in ten and twenty dimensions."
+    "Whether the row needed settings of its own: ten classes, κ = 50, and the published law in ten and twenty dimensions."
     p = run.parameters
     return p["n_classes"] == 10 or p["kappa"] == 50 or (p["dim"] >= 10 and p["g_law"] == "published")
 
 
 def planned() -> list[tuple[Grid, Run]]:
     "All runs that the file is to have, each with its grid; a world as a whole before the next."
-    pairs = [(grid, run) for grid in grids() for run in grid.runs() if is_hard(run)]
+    grids = [replace(grid, name=f"{grid.name}_held_out", seeds=SEEDS) for table in (2, 3) for grid in grids_of(table)]
+    pairs = [(grid, run) for grid in grids for run in grid.runs() if is_hard(run)]
     return sorted(pairs, key=lambda pair: pair[1].varied["seed"])
 
 
@@ -58,13 +54,12 @@ def update(path: Path, workers: int | None) -> int:
     pairs = planned()
     before = json.loads(path.read_text(encoding="utf-8"))["records"] if path.exists() else []
     records = {run.key: next((record for record in before if is_of(record, run)), None) for _, run in pairs}
-    for seed in SEEDS:
-        for grid in grids():
-            todo = [r for g, r in pairs if g.name == grid.name and r.varied["seed"] == seed and records[r.key] is None]
-            if todo:
-                sweep(grid, workers, only=[run.key for run in todo], retry_failed=True)
-                records |= {run.key: finished(grid, run) for run in todo}
-                write_json(path, {"records": [record for record in records.values() if record is not None]})
+    missing = [(grid, run) for grid, run in pairs if records[run.key] is None]
+    for _, some in groupby(missing, key=lambda pair: (pair[1].varied["seed"], pair[0].name)):
+        here, runs = zip(*some, strict=True)
+        sweep(here[0], workers, only=[run.key for run in runs], retry_failed=True)
+        records |= {run.key: finished(here[0], run) for run in runs}
+        write_json(path, {"records": [record for record in records.values() if record is not None]})
     return sum(record is None for record in records.values())
 
 
