@@ -97,6 +97,7 @@ class Whitening(nn.Module):
         check_integer("in_dim", in_dim, low=1)
         self.register_buffer("mean", torch.zeros(in_dim))
         self.register_buffer("matrix", torch.eye(in_dim))
+        self.register_buffer("fitted", torch.tensor(False))
 
     @torch.no_grad()
     def fit(
@@ -112,11 +113,12 @@ class Whitening(nn.Module):
         kept = variance > max(1e-10 * float(variance[-1]), rounding**2)
         if (rank := int(kept.sum())) == 0:
             raise invalid("x", f"{n} rows, all alike", "observations that differ", "Whitening divides by their spread.")
-        if n < rank + 2:
-            raise invalid("x", f"{n} rows", f"at least {rank + 2} rows, better {10 * rank}",
+        if (distinct := len(x64.unique(dim=0))) < rank + 2:
+            raise invalid("x", f"{distinct} different rows", f"at least {rank + 2} rows, better {10 * rank}",
                           "With no more rows than directions all rows would end up equally far from one another.")
         self.mean.copy_(mean)
         self.matrix.copy_(directions[:, kept] * variance[kept].rsqrt() @ directions[:, kept].T)
+        self.fitted.fill_(True)
         return self
 
     def forward(self, x: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
@@ -163,8 +165,8 @@ class Encoder(nn.Module):
         self,
         x: Float[Tensor, "n D"],  # observations like those to come
     ) -> None:
-        "Look at observations before training: fits the whitening of the residual encoder, does nothing for \"mlp\"."
-        if self.whitening is not None:
+        "Look at observations before training: fits the whitening of the residual encoder, once; does nothing for \"mlp\"."
+        if self.whitening is not None and not self.whitening.fitted:  # trained weights count on the whitening that they grew up with
             self.whitening.fit(x)
 
     def forward(
@@ -395,9 +397,9 @@ class SampledHead(Head):
         if not self.training:
             return super().cross_entropy(f, labels, reduction)
         self._check(f)
-        # A GPU would have to wait for a look at the labels; there a batch without rivals has no gradient and does no harm.
-        if len(labels) < 2 or (self.sparse_gradients and not bool((labels != labels[0]).any())):
-            raise invalid("labels", "all the same", "of at least two kinds", "Take larger batches, or more labels.")
+        # Labels that are all alike, as few of few kinds are by chance, have no gradient and do no harm.
+        if len(labels) < 2:
+            raise invalid("labels", f"of {len(labels)} samples", "of at least two", "Samples are each other's rivals: take larger batches.")
         rows = self._as_seen(F.embedding(labels, self.weight, sparse=self.sparse_gradients))
         hats = zip(*(part.tensor_split(self._n_hats(len(labels))) for part in (self.beta * self.features(f), rows)), strict=True)
         logits = [widened(F.linear(z, w)) for z, w in hats]

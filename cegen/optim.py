@@ -28,7 +28,10 @@ def orthogonalize(
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).reshape(-1, *sorted(matrices.shape[-2:]))
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + torch.finfo(x.dtype).tiny)
+    tiny = torch.finfo(x.dtype).tiny
+    # First by a power of two, which changes no digit: the square of a very small or large number is not a number any more.
+    x = x / x.abs().amax((-2, -1), keepdim=True).clamp_min(tiny).log2().floor().exp2()
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + tiny)
     for _ in range(n_rounds):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -42,7 +43,7 @@ from .model import ARCHITECTURES, CASES, Encoder, Head, SampledHead
 from .objective import OBJECTIVES, get_objective
 from .report import make_record, summary
 from .source import SyntheticSource
-from .train import Callback, FitResult, Log, Settings, fit
+from .train import CHECKPOINT, Callback, FitResult, Log, Settings, fit
 
 # %% ../nbs/12_run.ipynb #2d15f604
 HEADS = {"full": Head, "sampled": SampledHead}
@@ -101,6 +102,8 @@ class Config:
             check_choice(name, getattr(self, name), allowed)
         for field in fields(self):
             value = getattr(self, field.name)
+            if isinstance(value, np.generic):  # NumPy's numbers as Python's, which JSON can hold
+                object.__setattr__(self, field.name, value := value.item())
             if field.type in (int, int | None) and value is not None:
                 check_integer(field.name, value, low=0)
             if field.type is float:
@@ -111,10 +114,10 @@ class Config:
         check_integer("n_test", self.n_test, low=max(20, 4 * self.dim), fix="Half of the samples fit the probes.")
         if isinstance(self.seeds, str) or not isinstance(self.seeds, int | Iterable):
             raise invalid("seeds", self.seeds, "a list of integers", "In papermill: -y 'seeds: [0, 1]'.")
-        seeds = [self.seeds] if isinstance(self.seeds, int) else list(self.seeds)
+        seeds = tuple(check_integer("seeds", seed, low=0) for seed in ([self.seeds] if isinstance(self.seeds, int) else self.seeds))
         if not seeds or len(set(seeds)) < len(seeds):
             raise invalid("seeds", self.seeds, "at least one seed, all different", "Each seed is a run of its own.")
-        object.__setattr__(self, "seeds", tuple(check_integer("seeds", seed, low=0) for seed in seeds))
+        object.__setattr__(self, "seeds", seeds)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -226,7 +229,7 @@ class Trial:
     test: Batch  # fresh samples, with latents
     record: dict[str, Any]  # what is written down
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def z_tilde(self) -> torch.Tensor:
         "The features of the test samples, as the softmax sees them."
         return self.fit.head.features(self.fit.encoder(self.test.x))
@@ -259,11 +262,14 @@ def run_seed(
     source, level = make_source(config, seed).to(choose_device(config.device)), OBJECTIVES[config.objective].level
     encoder, head = make_model(config, source, seed)
     watched = source.sample(2000, random_stream(seed, "watched", source.device))
+    checkpoint = None if out is None else checkpoint_folder(out, config, seed)
+    if out is not None and checkpoint is not None and not (checkpoint / CHECKPOINT).exists():
+        (Path(out) / f"seed{seed}.csv").unlink(missing_ok=True)  # the curve of a run that is not continued
     curve: AbstractContextManager[list[Log]] = nullcontext([]) if out is None else open_logs(log, out, f"seed{seed}", asdict(config))
     with curve as logs:
         result = fit(
             source, encoder, head, config.objective, callbacks=[watch_latents(source, level, watched)], device=source.device,
-            checkpoint=None if out is None else checkpoint_folder(out, config, seed), logs=logs, seed=seed, **config.settings,
+            checkpoint=checkpoint, logs=logs, seed=seed, **config.settings,
         )
     test = source.sample(config.n_test, random_stream(seed, "test", source.device))
     scores = score(source, result.encoder, result.head, level, test, seed)
@@ -341,14 +347,16 @@ def identify(
     "Run an experiment; with `out`, a killed one continues and each finished seed is on disk at once."
     if check_logs(log) != ["csv"] and out is None:
         raise invalid("log", list(log), "left out where nothing is written", "Give a folder as `out`.")
-    stored = {} if out is None else stored_records(check_writable(out) / "result.json", config)
+    path = None if out is None else check_writable(out) / "result.json"
+    if path is not None:
+        stored_records(path, config)  # a folder of another experiment is refused before anything is trained
     result = Result(config, (), {})
     for seed in config.seeds:
         trial = run_seed(config, seed, out, log)
         result = Result(config, (*result.trials, trial), environment(trial.fit.device))
-        if out is not None:
-            stored[seed] = trial.record
+        if path is not None:
+            stored = {**stored_records(path, config), seed: trial.record}  # read anew: another process may have added seeds
             known = {"seeds": sorted(stored)}
             content = result.to_dict() | {"config": asdict(config) | known, "records": [stored[s] for s in known["seeds"]]}
-            write_json(Path(out) / "result.json", content)
+            write_json(path, content)
     return result

@@ -17,13 +17,14 @@ from .core import Batch, Source, as_generator, check_device, check_finite, check
 from .dgp import ClusterDGP
 
 # %% ../nbs/05_source.ipynb #cf3f7cc4
-def _check_instances(instance: object, source: Source) -> None:
-    if not isinstance(instance, Tensor) or instance.ndim != 1 or instance.is_floating_point():
+def _instances(instance: object, source: Source) -> Int[Tensor, " n"]:
+    if not isinstance(instance, Tensor) or instance.ndim != 1 or instance.is_floating_point() or instance.dtype == torch.bool:
         raise invalid("instance", type(instance).__name__, "a vector of integers", "Take the instance labels of a batch.")
     check_device("instance", instance, source.device)
     odd = instance[(instance < 0) | (instance >= source.n_instances)]
     if len(odd):
         raise invalid("instance", odd[:5].tolist(), f"within 0 … {source.n_instances - 1}")
+    return instance.long()  # as an index, bytes would be a mask
 
 
 class SyntheticSource(nn.Module):
@@ -68,7 +69,7 @@ class SyntheticSource(nn.Module):
         generator: torch.Generator | int,  # randomness, on the source's device, or a seed
     ) -> Batch:  # a fresh sample of each
         "Show given instances once more."
-        _check_instances(instance, self)
+        instance = _instances(instance, self)
         generator = as_generator(generator, self.device)
         check_device("generator", generator, self.device)
         dgp, label = self.dgp, self.dgp.instance_class[instance]
@@ -82,10 +83,11 @@ class SyntheticSource(nn.Module):
 # %% ../nbs/05_source.ipynb #628e919a
 def _tensor(argument: str, value: object) -> Tensor:
     if isinstance(value, Tensor):
-        return value
+        return value.detach()
     array = np.asarray(value)
     try:
-        return torch.as_tensor(array if array.flags.writeable else array.copy())
+        plain = array.flags.writeable and array.dtype.isnative and all(stride >= 0 for stride in array.strides)
+        return torch.as_tensor(array if plain else array.astype(array.dtype.newbyteorder("="), order="C"))
     except TypeError as error:
         raise invalid(argument, type(value).__name__, "an array of numbers", "Encode text and categories as numbers.") from error
 
@@ -107,8 +109,9 @@ class ArraySource(nn.Module):
         if x.ndim < 2 or len(x) < 2 or not x.is_floating_point():
             raise invalid("x", f"{x.dtype} of shape {tuple(x.shape)}", "floating point with at least two rows",
                           "One row an observation; use x.float() for integer data.")
-        self.register_buffer("x", check_finite("x", x).to(torch.get_default_dtype()))
-        self.register_buffer("z", None if z is None else self._rows("z", check_finite("z", _tensor("z", z))))
+        # Your data are not written into every checkpoint.
+        self.register_buffer("x", check_finite("x", x).to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("z", None if z is None else self._rows("z", check_finite("z", _tensor("z", z))), persistent=False)
         self.register_buffer("label", self._labels("label", torch.zeros(len(x)).long() if label is None else label))
         self.register_buffer("instance", self._labels("instance", torch.arange(len(x)) if instance is None else instance))
         self.n_instances, self.n_classes = int(self.instance.max()) + 1, int(self.label.max()) + 1
@@ -139,7 +142,7 @@ class ArraySource(nn.Module):
         generator: torch.Generator | int,  # randomness, on the source's device, or a seed
     ) -> Batch:  # a row of each
         "Show given instances once more: of each a row drawn uniformly from those with its label."
-        _check_instances(instance, self)
+        instance = _instances(instance, self)
         generator = as_generator(generator, self.device)
         check_device("generator", generator, self.device)
         size = self.instance_size[instance]
@@ -157,15 +160,16 @@ class ArraySource(nn.Module):
 
     def _labels(self, argument: str, given: object) -> Tensor:
         value = self._rows(argument, _tensor(argument, given))
-        value = value.long() if value.dtype == torch.bool else value
-        if value.ndim != 1 or value.is_floating_point() or bool((value < 0).any()):
-            raise invalid(argument, f"{value.dtype} of shape {tuple(value.shape)}", "one integer ≥ 0 for each row",
-                          "Number the labels from 0.")
-        missing = (torch.bincount(value) == 0).nonzero().flatten().tolist()
-        if missing:
-            raise invalid(argument, f"labels without {missing[:5]}", f"onto 0 … {int(value.max())}",
+        kind = value.dtype
+        value = value if kind.is_floating_point or kind.is_complex else value.long()
+        if value.ndim != 1 or value.dtype != torch.long or bool((value < 0).any()):
+            raise invalid(argument, f"{kind} of shape {tuple(value.shape)}", "one integer ≥ 0 for each row", "Number the labels from 0.")
+        kinds = value.unique()  # sorted
+        if len(kinds) <= int(kinds[-1]):
+            first = int((kinds != torch.arange(len(kinds), device=kinds.device)).nonzero()[0])
+            raise invalid(argument, f"labels up to {int(kinds[-1])} without {first}", f"onto 0 … {len(kinds) - 1}",
                           "A label that never occurs would get an untrained row; renumber them.")
-        return value.long()
+        return value
 
 # %% ../nbs/05_source.ipynb #bfc4e155
 @runtime_checkable

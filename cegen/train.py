@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['DECAYS', 'PRECISIONS', 'BETAS', 'CHECKPOINT', 'Callback', 'Log', 'N_WARM_UP', 'RECORDABLE', 'N_PREPARE', 'schedule',
-           'Settings', 'autocast', 'training_step', 'evaluate', 'source_identity', 'Run', 'kinds', 'make_optimizers',
-           'Training', 'alone', 'save_checkpoint', 'load_checkpoint', 'run_tensors', 'save_training', 'check_identity',
-           'resume', 'mean_loss', 'mean_losses', 'bytes_kept', 'free_memory', 'logits_held', 'check_memory',
-           'FitResult', 'progress', 'look', 'take_step', 'is_recordable', 'RecordedStep', 'step_of', 'train', 'fit',
-           'make_settings', 'check_batch', 'start_run', 'finish', 'set_rates', 'prepare', 'keep_freed_memory', 'start',
-           'structure', 'check_alike', 'Learner', 'stack', 'side_by_side', 'check_batchable', 'as_lists', 'fit_many']
+           'Settings', 'autocast', 'training_step', 'evaluating', 'evaluate', 'source_identity', 'Run', 'kinds',
+           'make_optimizers', 'Training', 'alone', 'random_numbers', 'seeded_layers', 'save_checkpoint',
+           'load_checkpoint', 'run_tensors', 'save_training', 'check_identity', 'under', 'resume_run',
+           'resume_optimizer', 'resume', 'mean_loss', 'mean_losses', 'bytes_kept', 'free_memory', 'logits_held',
+           'check_memory', 'FitResult', 'progress', 'look', 'take_step', 'is_recordable', 'RecordedStep', 'step_of',
+           'train', 'fit', 'make_settings', 'check_batch', 'start_run', 'finish', 'set_rates', 'prepare',
+           'keep_freed_memory', 'start', 'structure', 'check_alike', 'Learner', 'stack', 'side_by_side',
+           'check_batchable', 'as_lists', 'fit_many']
 
 # %% ../nbs/09_train.ipynb #4eda5866
 import copy
@@ -19,9 +21,9 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,7 @@ from cegen.core import (
     random_stream,
     write_atomically,
 )
-from .model import Head, SampledHead, widened
+from .model import Head, widened
 from .objective import CrossEntropy, Objective, check_head, get_objective, loss_of
 from .optim import Muon, RowAdam
 
@@ -93,12 +95,11 @@ class Settings:
     n_eval: int = 4096  # fresh samples of each evaluation, ≥ 1
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "eval_every", "n_eval"):
-            check_integer(name, getattr(self, name), low=1)
-        for name in ("warmup", "seed"):
-            check_integer(name, getattr(self, name), low=0)
-        for name in ("lr", "hidden_lr", "head_lr"):
-            check_real(name, getattr(self, name), low=0, open_low=True)
+        checked = {name: check_integer(name, getattr(self, name), low=1) for name in ("steps", "batch_size", "eval_every", "n_eval")}
+        checked |= {name: check_integer(name, getattr(self, name), low=0) for name in ("warmup", "seed")}
+        checked |= {name: check_real(name, getattr(self, name), low=0, open_low=True) for name in ("lr", "hidden_lr", "head_lr")}
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # NumPy's numbers as Python's, which a checkpoint can hold
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("head_decay", self.head_decay, DECAYS)
 
@@ -125,6 +126,21 @@ def training_step(
         optimizer.step()
     return losses.detach()
 
+# %% ../nbs/09_train.ipynb #c736e70f
+@contextmanager
+def evaluating(
+    *modules: nn.Module,  # an encoder, a head
+) -> Iterator[None]:
+    "Evaluation mode inside; afterwards, also after an error, each part is in the mode in which it was."
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
 # %% ../nbs/09_train.ipynb #71dd3d65
 @torch.inference_mode()
 def evaluate(
@@ -137,22 +153,18 @@ def evaluate(
 ) -> float:  # mean loss on held-out samples, in nats
     "The loss on samples from a stream of their own (a world makes fresh ones, an `ArraySource` draws its rows again)."
     batch = source.sample(n, random_stream(seed, "evaluation", source.device))
-    modes = [(module, module.training) for module in (encoder, head)]
-    for module, _ in modes:
-        module.eval()
-    loss = loss_of(objective, encoder(batch.x), head, batch)
-    for module, mode in modes:
-        module.train(mode)
-    return float(loss)
+    with evaluating(encoder, head):
+        return float(loss_of(objective, encoder(batch.x), head, batch))
 
 # %% ../nbs/09_train.ipynb #c82fb21a
 def source_identity(
     source: Source,  # where batches come from
-) -> str:  # how it is made, and the first observations it gives
+) -> str:  # how it is made, and the first samples it gives
     "What tells one source from another: its making and the bits of its first samples."
     making = repr(source) if isinstance(source, nn.Module) else type(source).__name__
     first = source.sample(16, random_stream(0, "identity", source.device))
-    return f"{making} {hashlib.sha256(first.x.cpu().numpy().tobytes()).hexdigest()[:16]}"
+    bits = b"".join(t.detach().cpu().numpy().tobytes() for t in (first.x, first.instance, first.label))
+    return f"{making} {hashlib.sha256(bits).hexdigest()[:16]}"
 
 
 @dataclass
@@ -168,9 +180,11 @@ class Run:
     history: list[dict[str, float]] = field(default_factory=list)  # one row an evaluation
 
     def identity(self) -> dict[str, Any]:
-        "What a resumed run must agree with: settings, objective and the makings of world and model."
+        "What a resumed run must agree with: settings, objective, the makings of world and model, and how each weight is trained."
         makings = {"encoder": repr(self.encoder), "head": repr(self.head), "source": source_identity(self.source)}
-        return {**vars(self.settings), "objective": self.objective.name, **makings}
+        # The fields of an objective say what it minimises. Other objects may have no text of their own that lasts.
+        objective = repr(self.objective) if is_dataclass(self.objective) else self.objective.name
+        return {**vars(self.settings), "objective": objective, **makings, **kinds(self)}
 
 # %% ../nbs/09_train.ipynb #519708e7
 BETAS = (0.9, 0.95)  # Adam's decay rates of the first and second moment
@@ -178,12 +192,14 @@ BETAS = (0.9, 0.95)  # Adam's decay rates of the first and second moment
 
 def kinds(
     run: Run,  # with an encoder and a head
-) -> dict[str, str]:  # by name, "encoder.…" or "head.…": "encoder", "hidden", "head" or "rows"
+) -> dict[str, str]:  # by name, "encoder.…" or "head.…": "encoder", "hidden", "head", "rows", or "frozen"
     "How each parameter of a run is trained, as its modules say."
     hidden = {id(run.encoder.get_parameter(name)) for name in getattr(run.encoder, "hidden_weights", ())}
     rows, shared = ({id(p) for p in getattr(run.head, name, ())} for name in ("sparse_parameters", "shared_parameters"))
 
     def kind(name: str, p: Tensor) -> str:
+        if not p.requires_grad:
+            return "frozen"
         if id(p) in hidden:
             return "hidden"
         if id(p) in rows:
@@ -201,8 +217,7 @@ def make_optimizers(
     settings, device = run.settings, run.source.device
     of_kind = defaultdict(list)
     for name, kind in kinds(run).items():
-        if parameters[name].requires_grad:
-            of_kind[kind].append(parameters[name])
+        of_kind[kind].append(parameters[name])
     of_head = {"base_lr": settings.head_lr, "decay": settings.head_decay}
     groups = [{"params": of_kind["encoder"], "base_lr": settings.lr, "decay": "cosine"}, {"params": of_kind["head"], **of_head}]
     optimizers: list[torch.optim.Optimizer] = []
@@ -225,6 +240,7 @@ class Training:
     optimizers: list[torch.optim.Optimizer]  # over the parameters of all runs
     step: int = 0  # steps done
     seconds: float = 0.0  # training time so far
+    layers: Tensor | None = None  # state of the generator that layers draw from, if it is resumed
 
     @property
     def settings(self) -> Settings:
@@ -245,6 +261,31 @@ def alone(
 
     parameters = dict(nn.ModuleDict({"encoder": encoder, "head": head}).named_parameters())
     return Training(runs, losses_of, make_optimizers(run, parameters))
+
+# %% ../nbs/09_train.ipynb #21a5e3fd
+def random_numbers(
+    device: torch.device,  # where layers draw
+) -> tuple[Callable[[], Tensor], Callable[[Tensor], None]]:  # to get its state, and to set it
+    "The generator of a device that PyTorch's layers draw from."
+    if device.type == "cuda":
+        return partial(torch.cuda.get_rng_state, device), partial(torch.cuda.set_rng_state, device=device)
+    numbers = torch if device.type == "cpu" else torch.get_device_module(device)
+    return numbers.get_rng_state, numbers.set_rng_state
+
+
+@contextmanager
+def seeded_layers(
+    training: Training,  # fresh or resumed
+) -> Iterator[None]:
+    "Inside, what layers draw depends on the seed of the first run alone; afterwards PyTorch's generator is as it was."
+    device = training.runs[0].source.device
+    (get_state, set_state), fresh = random_numbers(device), random_stream(training.settings.seed, "layers", device)
+    before = get_state()
+    set_state(fresh.get_state() if training.layers is None else training.layers)
+    try:
+        yield
+    finally:
+        set_state(before)
 
 # %% ../nbs/09_train.ipynb #b95a8bd9
 CHECKPOINT = "last.safetensors"
@@ -299,6 +340,7 @@ def save_training(
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise TrainingDiverged(f"{name} holds NaN or infinity after step {training.step}; nothing was saved. Try a smaller lr.")
+    tensors["layers"] = random_numbers(training.runs[0].source.device)[0]()
     runs = [{"identity": run.identity(), "history": run.history} for run in training.runs]
     return save_checkpoint(folder / CHECKPOINT, tensors, {"step": training.step, "seconds": training.seconds, "runs": runs})
 
@@ -309,10 +351,54 @@ def check_identity(
     folder: Path,  # where it lies
 ) -> None:
     "Raise `CheckpointError` if a checkpoint belongs to another run, naming the first difference."
-    for name, value in run.identity().items():
-        if stored.get(name) != value:
-            raise CheckpointError(f"The checkpoint in {folder} was written with {name}={stored.get(name)!r}, not {value!r}. "
+    identity = run.identity()
+    for name in {**identity, **stored}:
+        if stored.get(name) != identity.get(name):
+            raise CheckpointError(f"The checkpoint in {folder} was written with {name}={stored.get(name)!r}, not {identity.get(name)!r}. "
                                   "Use the same configuration or another folder.")
+
+
+def under(
+    prefix: str,  # of names
+    tensors: Mapping[str, Tensor],  # by name
+) -> dict[str, Tensor]:  # by what follows the prefix
+    "The tensors whose names begin with a prefix."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def resume_run(
+    run: Run,  # fresh
+    tensors: Mapping[str, Tensor],  # as `run_tensors` gave them
+    stored: Mapping[str, Any],  # its identity and history
+    folder: Path,  # where the checkpoint lies
+) -> None:
+    "Put a run back, unless it is another one."
+    check_identity(run, stored["identity"], folder)
+    for name, tensor in under("source.", run_tensors(run)).items():
+        if not torch.equal(tensor.cpu(), tensors[f"source.{name}"]):
+            raise CheckpointError(f"The checkpoint in {folder} was written with another source: its {name} differs. Use another folder.")
+    run.encoder.load_state_dict(under("encoder.", tensors))
+    run.head.load_state_dict(under("head.", tensors))
+    run.generator.set_state(tensors["generator"])
+    run.history = stored["history"]
+
+
+def resume_optimizer(
+    optimizer: torch.optim.Optimizer,  # fresh
+    tensors: Mapping[str, Tensor],  # its moments, "<number of the weight>.<name>"
+    folder: Path,  # where the checkpoint lies
+) -> None:
+    "Put the moments of an optimiser back, unless they are those of other weights."
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    moments: dict[int, dict[str, Any]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        number, moment = name.split(".")
+        if tensor.ndim > 0 and tensor.shape != weights[int(number)].shape:
+            raise CheckpointError(f"The checkpoint in {folder} holds moments of shape {tuple(tensor.shape)} for a weight of shape "
+                                  f"{tuple(weights[int(number)].shape)}. fit and fit_many do not resume one another: use another folder.")
+        # The sparse Adam counts its steps in Python's integers, and rounds differently if it is given a tensor.
+        moments[int(number)][moment] = tensor if tensor.is_floating_point() else int(tensor)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(moments)})
 
 
 def resume(
@@ -323,24 +409,15 @@ def resume(
     tensors, header = load_checkpoint(folder / CHECKPOINT)
     if (n_runs := len(header.get("runs", ()))) != len(training.runs):
         raise CheckpointError(f"The checkpoint in {folder} was written with n_runs={n_runs}, not {len(training.runs)}. Use another folder.")
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-    for k, (run, stored) in enumerate(zip(training.runs, header["runs"], strict=True)):
-        check_identity(run, stored["identity"], folder)
-        run.encoder.load_state_dict(part(f"run.{k}.encoder."))
-        run.head.load_state_dict(part(f"run.{k}.head."))
-        run.generator.set_state(tensors[f"run.{k}.generator"])
-        run.history = stored["history"]
-    for k, optimizer in enumerate(training.optimizers):
-        moments: dict[int, dict[str, Any]] = {}
-        for name, tensor in part(f"optimizer.{k}.").items():
-            index, moment = name.split(".")
-            # The sparse Adam counts its steps in Python's integers, and rounds differently if it is given a tensor.
-            moments.setdefault(int(index), {})[moment] = tensor if tensor.is_floating_point() else int(tensor)
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    training.step, training.seconds = header["step"], header["seconds"]
+    try:
+        for k, (run, stored) in enumerate(zip(training.runs, header["runs"], strict=True)):
+            resume_run(run, under(f"run.{k}.", tensors), stored, folder)
+        for k, optimizer in enumerate(training.optimizers):
+            resume_optimizer(optimizer, under(f"optimizer.{k}.", tensors), folder)
+        training.layers, training.step, training.seconds = tensors["layers"], header["step"], header["seconds"]
+    except (LookupError, RuntimeError) as error:
+        raise CheckpointError(f"The checkpoint in {folder} is not one of these modules, or of another version ({error}). "
+                              "Use another folder, or delete it to start afresh.") from error
 
 # %% ../nbs/09_train.ipynb #e758c869
 def mean_loss(
@@ -380,7 +457,7 @@ def bytes_kept(
 ) -> float:  # bytes for each observation
     "What a forward pass puts aside for the backward pass, weights not counted."
     # A compiled encoder is measured as it was before: it would be compiled once more for these few rows.
-    encoder = getattr(encoder, "_orig_mod", encoder).eval()
+    encoder = getattr(encoder, "_orig_mod", encoder)
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*encoder.parameters(), *encoder.buffers())}
     kept: dict[int, int] = {}
 
@@ -389,7 +466,7 @@ def bytes_kept(
             kept[address] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(put_aside, lambda tensor: tensor):
+    with evaluating(encoder), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(put_aside, lambda tensor: tensor):
         features = encoder(x)
     del features  # up to here it kept the addresses from being used twice
     return sum(kept.values()) / len(x)
@@ -418,7 +495,7 @@ def logits_held(
 ) -> int:  # numbers
     "How many logits a step of one run holds at once."
     if chunked and isinstance(run.head, Head) and isinstance(run.objective, CrossEntropy):
-        return run.head.train().logits_held(n)
+        return run.head.logits_held(n)
     n_rows = run.objective.n_rows(run.source)
     return n * n_rows if n_rows else (n // 2) ** 2  # without rows, samples are compared with one another
 
@@ -473,14 +550,18 @@ def look(
     run: Run,  # the run
     step: int,  # steps done
     train_loss: float,  # mean loss since the last look
-    callbacks: Iterable[Callback],  # called with (step, encoder, head)
+    callbacks: Iterable[Callback],  # called with (step, encoder, head), both in evaluation mode
 ) -> dict[str, float]:  # step, train_loss, loss and what the callbacks returned
-    "One row of the curve."
+    "One row of the curve; raises `TrainingDiverged` if the loss on held-out samples is not finite."
     settings = run.settings
     loss = evaluate(run.source, run.encoder, run.head, run.objective, settings.n_eval, settings.seed)
+    if not math.isfinite(loss):
+        raise TrainingDiverged(f"After step {step} of the run with seed {settings.seed} the loss on held-out samples is {loss}. Try a smaller lr.")
     row = {"step": step, "train_loss": train_loss, "loss": loss}
     for callback in callbacks:
-        for name, value in (callback(step, run.encoder, run.head) or {}).items():
+        with evaluating(run.encoder, run.head):  # a callback may set another mode
+            numbers = callback(step, run.encoder, run.head) or {}
+        for name, value in numbers.items():
             if name in row:
                 raise invalid("callbacks", f"one that returns {name!r}", "callbacks with names of their own", "Rename that number.")
             row[name] = float(value)
@@ -491,7 +572,8 @@ def take_step(
     training: Training,  # about to take a step
 ) -> Float[Tensor, "runs 2"]:  # loss and sum of x of each run, on the device
     "Draw a batch for each run, and step."
-    batches = [run.source.sample(run.settings.batch_size, run.generator) for run in training.runs]
+    with torch.no_grad():
+        batches = [run.source.sample(run.settings.batch_size, run.generator) for run in training.runs]
     losses = training_step(batches, training.losses_of, training.optimizers)
     return torch.stack([losses.float(), torch.stack([batch.x.sum().float() for batch in batches])], dim=1)
 
@@ -570,8 +652,6 @@ def train(
 ) -> list[FitResult]:  # one for each run
     "Minimise the losses of all runs, to the last step of their settings."
     runs, settings, traces, advance = training.runs, training.settings, [], step_of(training)
-    for module in (part for run in runs for part in (run.encoder, run.head)):
-        module.train()
     clock = time.perf_counter() - training.seconds
     for step in (bar := progress(training)):
         set_rates(training.optimizers, step - 1, settings)
@@ -600,7 +680,7 @@ def fit(
     encoder: nn.Module,  # f, from (n, …) to (n, d); moved to the device and trained in place
     head: nn.Module,  # W and β; moved to the device and trained in place
     objective: str | Objective = "diet",  # "diet", "supervised", "infonce", "tcl", "gcl" or an Objective
-    callbacks: Iterable[Callback] = (),  # called with (step, encoder, head) at each evaluation
+    callbacks: Iterable[Callback] = (),  # called with (step, encoder, head), both in evaluation mode, at each evaluation
     device: str | torch.device = "auto",  # "auto", "cpu", "cuda", "mps" …
     checkpoint: str | os.PathLike | None = None,  # folder for checkpoints; one that is there is resumed
     logs: Iterable[Log] = (),  # called with (step, numbers) at each evaluation
@@ -609,7 +689,8 @@ def fit(
     "Minimise an objective over encoder and head; see `Settings` for sizes, rates and seed."
     run = start_run(source, encoder, head, get_objective(objective), make_settings(settings), choose_device(device))
     training, folder = start([run], alone, checkpoint)
-    return train(training, [list(callbacks)], folder, list(logs))[0]
+    with seeded_layers(training):
+        return train(training, [list(callbacks)], folder, list(logs))[0]
 
 # %% ../nbs/09_train.ipynb #fb56ab5a
 def make_settings(
@@ -636,6 +717,8 @@ def check_batch(
         raise invalid("source", f"one that gives {sizes}", "as many of each", "A generator maps each latent by itself.")
     check_finite("x", batch.x)
     for name, labels, n in (("instance", batch.instance, source.n_instances), ("label", batch.label, source.n_classes)):
+        if labels.dtype != torch.long:
+            raise invalid(name, f"of {labels.dtype}", "of torch.int64, as PyTorch's losses want labels", "Convert it with .long().")
         if int(labels.min()) < 0 or int(labels.max()) >= n:
             raise invalid(name, f"{int(labels.min())} … {int(labels.max())}", f"within 0 … {n - 1}", "The source announces so many.")
 
@@ -651,8 +734,13 @@ def start_run(
     "Check that head and source fit, and move everything to the device."
     if not isinstance(source, Source):
         raise invalid("source", type(source).__name__, "a Source", "It needs n_instances, n_classes, device, to and sample.")
+    for name, module in (("encoder", encoder), ("head", head)):
+        if not isinstance(module, nn.Module):
+            raise invalid(name, type(module).__name__, "an nn.Module", "A function becomes one as the forward of a class of your own.")
+    if not any(p.requires_grad for module in (encoder, head) for p in module.parameters()):
+        raise invalid("encoder", "and head without a parameter that is trained", "trained, one of the two at least", "Use requires_grad_(True).")
     check_head(head, objective, source)
-    source, encoder, head = source.to(device), encoder.to(device), head.to(device)
+    source, encoder, head = source.to(device), encoder.to(device).train(), head.to(device).train()
     check_batch(source.sample(256, random_stream(settings.seed, "check", device)), source)
     return Run(source, encoder, head, objective, settings, random_stream(settings.seed, "data", device))
 
@@ -719,10 +807,10 @@ def structure(
     module: nn.Module,  # an encoder or a head
 ) -> dict[str, str]:  # by the name of the part: its type and plain attributes, or a tensor's shape and type
     "All that two modules must have in common to be computed as one."
-    plain, common = (bool, int, float, str, tuple, type(None)), set(vars(nn.Module()))
+    plain, common = (bool, int, float, str, tuple, list, dict, set, type(None), Tensor), set(vars(nn.Module()))
     parts = {}
     for name, part in module.named_modules():
-        own = {key: value for key, value in vars(part).items() if key not in common and isinstance(value, plain)}
+        own = {key: value for key, value in vars(part).items() if key not in common and (isinstance(value, plain) or callable(value))}
         parts[name] = f"{type(part).__name__}({', '.join(f'{key}={value!r}' for key, value in own.items())})"
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         parts[name] = f"{tensor.dtype} of shape {tuple(tensor.shape)}" + ", trained" * tensor.requires_grad
@@ -763,7 +851,7 @@ class Learner(nn.Module):
         batch = Batch(**tensors)
         features = self.encoder(batch.x)
         # Written out, since torch's chunked cross-entropy has no gradient under vmap.
-        if type(self.objective) is CrossEntropy and not isinstance(self.head, SampledHead):
+        if type(self.objective) is CrossEntropy and getattr(type(self.head), "cross_entropy", None) in (None, Head.cross_entropy):
             return F.cross_entropy(widened(self.head(features)), self.objective.labels(batch))
         return loss_of(self.objective, features, self.head, batch)
 
@@ -792,7 +880,7 @@ def side_by_side(
         return torch.func.functional_call(learners[0], (parameters, buffers), (tensors,))
 
     def losses_of(batches: list[Batch]) -> Tensor:
-        known = [name for name, value in vars(batches[0]).items() if value is not None]
+        known = [name for name in vars(batches[0]) if all(getattr(batch, name) is not None for batch in batches)]
         tensors = {name: torch.stack([getattr(batch, name) for batch in batches]) for name in known}
         with autocast(device, settings.precision):
             return torch.vmap(loss_of_one, randomness="different")(parameters, buffers, tensors)
@@ -859,8 +947,10 @@ def fit_many(
         for source, encoder, head, seed in zip(sources, encoders, heads, seeds, strict=True)
     ]
     check_batchable(runs)
-    training, folder = start(runs, side_by_side, checkpoint)
-    results = train(training, watching, folder)
-    for tensor in (t for part in (*encoders, *heads) for t in (*part.parameters(), *part.buffers())):
-        tensor.data = tensor.data.clone()  # no longer a view of the stack, which would keep all runs in memory
-    return results
+    try:
+        training, folder = start(runs, side_by_side, checkpoint)
+        with seeded_layers(training):
+            return train(training, watching, folder)
+    finally:
+        for tensor in (t for part in (*encoders, *heads) for t in (*part.parameters(), *part.buffers())):
+            tensor.data = tensor.data.clone()  # no longer a view of the stack, which would keep all runs in memory

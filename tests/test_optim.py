@@ -36,6 +36,18 @@ def test_the_length_of_a_gradient_does_not_matter():
     )
 
 
+@pytest.mark.parametrize("size", [1e-42, 1e-30, 1e-22, 1.0, 1e20, 1e38])
+def test_gradients_of_any_size_have_a_direction(size):
+    matrix = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
+    torch.testing.assert_close(
+        orthogonalize(size * matrix), orthogonalize(matrix), rtol=0, atol=0.05 if size < 1e-38 else 1e-4
+    )
+
+
+def test_a_gradient_of_zeros_has_none():
+    assert not orthogonalize(torch.zeros(2, 4, 3)).any()
+
+
 def test_no_gradient_no_step():
     (matrix,) = weights((4, 4))
     before = matrix.detach().clone()

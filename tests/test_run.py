@@ -9,14 +9,17 @@ import sys
 import time
 from dataclasses import fields, replace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from cegen import Config, identify
+from cegen import run as run_module
 from cegen.cli import app, config_options
 from cegen.model import SampledHead
-from cegen.run import RECIPES, checkpoint_folder
+from cegen.run import RECIPES, checkpoint_folder, run_seed
 
 SMALL = Config(dim=3, n_classes=8, n_instances=40, g_law="conditioned", steps=40, batch_size=64, width=16, n_blocks=1,
                eval_every=20, n_test=400, device="cpu")  # fmt: skip
@@ -116,6 +119,46 @@ def test_more_seeds_are_added_to_those_that_are_there(tmp_path):
     identify(replace(SMALL, seeds=(1,)), out=tmp_path)
     stored = json.loads((tmp_path / "result.json").read_text())
     assert [record["seed"] for record in stored["records"]] == stored["config"]["seeds"] == [0, 1]
+
+
+def test_seeds_that_another_process_adds_meanwhile_are_kept(tmp_path, monkeypatch):
+    def meanwhile(config, seed, out, log):
+        if seed == 0:
+            identify(replace(config, seeds=[7]), out)
+        return run_seed(config, seed, out, log)
+
+    monkeypatch.setattr(run_module, "run_seed", meanwhile)
+    identify(replace(SMALL, seeds=[0]), tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text())["config"]["seeds"] == [0, 7]
+
+
+def test_a_curve_is_of_one_run_only(tmp_path):
+    def interrupt(step, *args):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "score", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            identify(replace(SMALL, eval_every=SMALL.steps // 2 - 1), tmp_path)
+    identify(SMALL, tmp_path)
+    assert list(pd.read_csv(tmp_path / "seed0.csv").step) == list(
+        range(SMALL.eval_every, SMALL.steps + 1, SMALL.eval_every)
+    )
+
+
+def test_numbers_of_numpy_are_numbers(unchecked, tmp_path):
+    plain = identify(SMALL, tmp_path / "plain")
+    numpy = replace(
+        SMALL, dim=np.int64(SMALL.dim), kappa=np.float32(SMALL.kappa), steps=np.int16(SMALL.steps), seeds=np.array([0])
+    )
+    assert identify(numpy, tmp_path / "numpy").records[0]["loss"] == plain.records[0]["loss"]
+    stored = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("plain", "numpy")]
+    assert stored[0]["config"] == stored[1]["config"]
+
+
+def test_features_of_a_trial_may_be_trained_on():
+    z_tilde = identify(SMALL).trials[0].z_tilde()
+    torch.nn.Linear(z_tilde.shape[1], 1)(z_tilde).sum().backward()
 
 
 def test_broken_result_is_refused_and_a_half_written_checkpoint_does_no_harm(tmp_path):

@@ -44,6 +44,32 @@ def test_numpy_pandas_and_booleans_are_welcome(unchecked):
     assert a.label.tolist() == [0, 0, 0, 1, 1, 1]
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32, np.uint32, np.uint64, ">i4"])
+def test_labels_may_be_integers_of_any_kind(unchecked, kind):
+    source = ArraySource(np.arange(8, dtype=">f4").reshape(4, 2)[::-1], label=np.array([0, 1, 1, 0], dtype=kind))
+    assert source.label.tolist() == [0, 1, 1, 0]
+    assert source.x.tolist() == [[6, 7], [4, 5], [2, 3], [0, 1]]
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32])
+def test_instances_may_be_integers_of_any_kind(unchecked, kind):
+    shown = torch.tensor([1, 0, 1])
+    for source in (
+        ArraySource(torch.randn(6, 2), instance=torch.tensor([0, 0, 1, 1, 2, 2])),
+        SyntheticSource(ClusterDGP(3, 3, 3), InvertibleMLP(3)),
+    ):
+        assert source.again(shown.to(kind), 0).instance.tolist() == [1, 0, 1]
+        with pytest.raises(ValueError, match="a vector of integers"):
+            source.again(shown.bool(), 0)
+
+
+def test_a_table_is_not_written_into_checkpoints_and_takes_no_part_in_gradients(unchecked):
+    x = torch.randn(6, 2, requires_grad=True)
+    source = ArraySource(x, label=[0, 1, 0, 1, 0, 1])
+    assert set(source.state_dict()) == {"label", "instance"}
+    assert not source.sample(4, 0).x.requires_grad
+
+
 def test_a_seed_will_do_for_a_generator():
     source = ArraySource(torch.arange(12.0).reshape(6, 2))
     assert torch.equal(source.sample(3, 5).x, source.sample(3, torch.Generator().manual_seed(5)).x)
@@ -191,6 +217,7 @@ def test_supervised_training_on_a_table_without_latents():
         ({"x": torch.ones(4, 2), "label": torch.zeros(3).long()}, "4 rows long"),
         ({"x": torch.ones(4, 2), "label": torch.tensor([0, 1, 3, 3])}, "renumber"),
         ({"x": torch.ones(4, 2), "label": torch.tensor([-1, 0, 1, 1])}, "one integer ≥ 0"),
+        ({"x": torch.ones(4, 2), "label": [0, 1, 1, 10**13]}, "without 2.*onto 0 … 2"),
         ({"x": torch.ones(4, 2), "instance": torch.ones(4)}, "instance="),
         ({"x": torch.ones(4, 2), "z": torch.full((4, 2), float("inf"))}, "z="),
     ],

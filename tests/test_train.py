@@ -10,6 +10,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from test_vmf import Largest, NoLook
@@ -38,7 +39,7 @@ from cegen import sphere as sphere_module
 from cegen import train as train_module
 from cegen.core import random_stream
 from cegen.model import SampledHead, Similarity
-from cegen.objective import CrossEntropy, get_objective
+from cegen.objective import GCL, CrossEntropy, get_objective
 from cegen.optim import Muon, RowAdam
 from cegen.run import make_model, make_source, run_seed, score
 from cegen.train import (
@@ -58,6 +59,7 @@ from cegen.train import (
     load_checkpoint,
     logits_held,
     mean_losses,
+    save_checkpoint,
     schedule,
     set_rates,
     side_by_side,
@@ -129,6 +131,59 @@ def test_checkpoint_of_another_configuration_world_or_model_is_refused(tmp_path)
         fit(source, encoder, Head(120, 3, row_map=True), checkpoint=tmp_path, **options)
 
 
+def test_checkpoint_of_other_labels_another_loss_or_other_trained_weights_is_refused(tmp_path):
+    options, x = {**OPTIONS, "steps": 10}, torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(300) % 4
+
+    def train_on(folder, label=labels, objective="supervised", frozen=(), head=None):
+        encoder, head = Encoder(3, 3, width=16, n_blocks=2), head or Head(4, 3)
+        for name in frozen:
+            encoder.get_parameter(name).requires_grad_(False)
+        fit(ArraySource(x, label=label), encoder, head, objective, checkpoint=tmp_path / folder, **options)
+
+    train_on("labels")
+    shown = ArraySource(x).sample(16, random_stream(0, "identity")).instance
+    hidden_rows = [row for row in range(300) if row not in shown][:2]
+    other = labels.clone()
+    other[hidden_rows] = other[hidden_rows[::-1]]  # the first samples are the same
+    assert not torch.equal(other, labels)
+    with pytest.raises(CheckpointError, match="another source: its label differs"):
+        train_on("labels", label=other)
+    with pytest.raises(CheckpointError, match="log_beta='frozen', not 'head'"):
+        train_on("labels", head=Head(4, 3, learn_beta=True))
+    hidden = Encoder(3, 3, n_blocks=2).hidden_weights[0]
+    with pytest.raises(CheckpointError, match=f"{hidden}='hidden', not 'frozen'"):
+        train_on("labels", frozen=[hidden])
+    gcl = [GCL(level=level) for level in ("class", "instance")]
+    train_on("gcl", objective=gcl[0], head=gcl[0].make_head(ArraySource(x, label=labels), 3))
+    with pytest.raises(CheckpointError, match=r"objective=.*level='class'.*not .*level='instance'"):
+        source = ArraySource(x, label=labels, instance=labels)
+        fit(
+            source,
+            Encoder(3, 3, width=16, n_blocks=2),
+            gcl[1].make_head(source, 3),
+            gcl[1],
+            checkpoint=tmp_path / "gcl",
+            **options,
+        )
+
+
+def test_fit_and_fit_many_do_not_resume_one_another(tmp_path):
+    options = {**OPTIONS, "steps": 10}
+    fit(*world(), checkpoint=tmp_path, **options)
+    with pytest.raises(CheckpointError, match="use another folder"):
+        fit_many(*([part] for part in world()), checkpoint=tmp_path, **options)
+
+
+def test_a_checkpoint_that_lacks_something_is_named(tmp_path):
+    fit(*world(), checkpoint=tmp_path, **{**OPTIONS, "steps": 10})
+    tensors, header = load_checkpoint(tmp_path / CHECKPOINT)
+    for without in ("run.0.encoder.whitening.mean", "run.0.generator", "layers"):
+        save_checkpoint(tmp_path / CHECKPOINT, {name: t for name, t in tensors.items() if name != without}, header)
+        with pytest.raises(CheckpointError, match="(?s)of another version.*start afresh"):
+            fit(*world(), checkpoint=tmp_path, **{**OPTIONS, "steps": 10})
+
+
 def test_truncated_checkpoint_is_named(tmp_path):
     options = {**OPTIONS, "steps": 10}
     fit(*world(), checkpoint=tmp_path, **options)
@@ -190,6 +245,115 @@ def test_what_a_source_gives_is_looked_at_before_training():
         wrong.changes = changes
         with pytest.raises(ValueError, match=message):
             fit(wrong, encoder, head, **OPTIONS)
+
+
+def with_layers_that_have_modes():
+    layers = [Encoder(3, 8, width=8, n_blocks=0), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3)]
+    torch.manual_seed(0)
+    layers[-1].reset_parameters()
+    return nn.Sequential(*layers)
+
+
+def test_watching_changes_nothing():
+    source, seen = world()[0], []
+
+    def watch(step, encoder, head):
+        seen.append(any(part.training for module in (encoder, head) for part in module.modules()))
+        encoder(source.sample(100, 0).x)
+        if step == 20:
+            encoder.train(), head.eval()
+        return {"spread": float(encoder[1].running_var.mean())}
+
+    options = {**OPTIONS, "steps": 60}
+    alone, watched = (
+        fit(source, with_layers_that_have_modes(), Head(120, 3), callbacks=c, **options) for c in ([], [watch])
+    )
+    assert len(seen) == 6 and not any(seen), "callbacks find both modules in evaluation mode"
+    assert list(alone.history.loss) == list(watched.history.loss)
+    assert int(watched.encoder[1].num_batches_tracked) == 60, "and training goes on in training mode"
+
+
+def test_layers_that_draw_follow_the_seed_and_resume_to_the_same_bits(tmp_path):
+    def interrupt(step, encoder, head):
+        if step == 30:
+            raise KeyboardInterrupt
+
+    def losses(disturbed=0, **options):
+        source, encoder, head = world()[0], with_layers_that_have_modes(), Head(120, 3)
+        torch.rand(disturbed)
+        before = torch.get_rng_state()
+        try:
+            return list(fit(source, encoder, head, **{**OPTIONS, "steps": 60, **options}).history.loss)
+        finally:
+            assert torch.equal(torch.get_rng_state(), before), (
+                "the program's own random numbers go on as if nothing had been"
+            )
+
+    whole = losses()
+    assert losses(disturbed=5) == whole != losses(seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        losses(checkpoint=tmp_path, callbacks=[interrupt])
+    assert weights(tmp_path)[1] == 20
+    assert losses(disturbed=3, checkpoint=tmp_path) == whole
+
+
+def test_numbers_of_numpy_are_settings(unchecked, tmp_path):
+    options = {**OPTIONS, "steps": np.int64(10), "lr": np.float32(0.01), "seed": np.int64(3)}
+    fit(*world(), checkpoint=tmp_path, **options)
+    assert weights(tmp_path)[1] == 10
+
+
+def test_a_new_head_on_a_frozen_encoder_leaves_its_features_alone():
+    options = {**OPTIONS, "steps": 20}
+    source, encoder, head = world()
+    fit(source, encoder, head, **options)
+    encoder.requires_grad_(False)
+    x = source.sample(50, 0).x
+    before = encoder(x)
+    head = Head(12, 3)
+    fit(source, encoder, head, "supervised", **options)
+    assert torch.equal(encoder(x), before)
+    assert not torch.equal(head.weight, Head(12, 3).weight)
+
+
+def test_weights_that_are_lost_in_the_last_step_are_no_result():
+    with pytest.raises(TrainingDiverged, match="After step 1 of the run with seed 0 .* is nan"):
+        fit(*world(), **{**OPTIONS, "steps": 1, "lr": 1e38, "head_lr": 1e38, "warmup": 0})
+
+
+def test_what_cannot_be_trained_is_named(unchecked):
+    source, encoder, head = world()
+
+    class Short(SyntheticSource):
+        def sample(self, n, generator):
+            batch = super().sample(n, generator)
+            return replace(batch, label=batch.label.int())
+
+    for parts, message in (
+        ((source, lambda x: x, head), "encoder='function'.*an nn.Module"),
+        ((source, encoder, None), "head='NoneType'.*"),
+        ((source, nn.Identity(), Head(120, 3).requires_grad_(False)), "without a parameter that is trained"),
+        ((Short(source.dgp, source.mixing), encoder, head), r"label='of torch.int32'.*\.long\(\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(*parts, **OPTIONS)
+
+
+def test_a_source_with_weights_of_its_own_is_not_trained():
+    class Learnt(SyntheticSource):
+        def __init__(self, *parts):
+            super().__init__(*parts)
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def sample(self, n, generator):
+            with torch.enable_grad() if torch.is_grad_enabled() else nullcontext():
+                batch = super().sample(n, generator)
+                return replace(batch, x=self.scale * batch.x)
+
+    source, encoder, head = world()
+    source = Learnt(source.dgp, source.mixing)
+    fit(source, encoder, head, **{**OPTIONS, "steps": 10})
+    assert source.scale.grad is None
 
 
 def test_callbacks_add_numbers_of_their_own():
@@ -593,6 +757,53 @@ def test_what_cannot_go_side_by_side_is_named():
     ):
         with pytest.raises(ValueError, match=message):
             fit_many(*arguments, **options, **OPTIONS)
+
+
+@pytest.mark.parametrize("values", [([1.0], [30.0]), (torch.tanh, torch.cos), (torch.ones(2), torch.zeros(2))])
+def test_modules_with_other_attributes_do_not_go_side_by_side(values):
+    heads = [Head(9, 3), Head(9, 3)]
+    for head, value in zip(heads, values, strict=True):
+        head.own = value
+    with pytest.raises(ValueError, match=r"heads\[1\].*own="):
+        check_alike("heads", heads)
+    heads[1].own = heads[0].own
+    check_alike("heads", heads)
+
+
+def test_a_head_with_a_loss_of_its_own_keeps_it_side_by_side():
+    class Smooth(Head):
+        def cross_entropy(self, f, labels, reduction="mean"):
+            return nn.functional.cross_entropy(self(f), labels, reduction=reduction, label_smoothing=0.5)
+
+    options = {**OPTIONS, "steps": 10}
+    source, encoder, _ = world()
+    one = fit(source, encoder, Smooth(120, 3), **options)
+    (many,) = fit_many([source], [Encoder(3, 3, width=16, n_blocks=1)], [Smooth(120, 3)], **options)
+    assert abs(one.history.train_loss[0] - many.history.train_loss[0]) < 1e-5
+    plain = fit(source, Encoder(3, 3, width=16, n_blocks=1), Head(120, 3), **options)
+    assert abs(one.history.train_loss[0] - plain.history.train_loss[0]) > 1e-3
+
+
+def test_interrupted_runs_hold_no_more_than_their_own_weights():
+    def interrupt(step, encoder, head):
+        raise KeyboardInterrupt
+
+    sources, encoders, heads = worlds(2)
+    with pytest.raises(KeyboardInterrupt):
+        fit_many(sources, encoders, heads, callbacks=[[interrupt], []], **OPTIONS)
+    for p in (*encoders[0].parameters(), *heads[1].parameters()):
+        assert p.untyped_storage().nbytes() == p.nbytes
+
+
+def test_latents_that_only_some_sources_know_are_left_out():
+    sources, encoders, heads = worlds(2)
+
+    class Blind(SyntheticSource):
+        def sample(self, n, generator):
+            return replace(super().sample(n, generator), z=None)
+
+    sources[1] = Blind(sources[1].dgp, sources[1].mixing)
+    assert len(fit_many(sources, encoders, heads, **{**OPTIONS, "steps": 10})) == 2
 
 
 def test_a_parameter_that_is_frozen_in_one_run_only_is_a_difference():
