@@ -34,7 +34,9 @@ CHUNK = 4096  # rows that are looked at together
 # %% ../nbs/14_binary_probe.ipynb #972ce17c
 def _features(features: Any, name: str = "features") -> np.ndarray:
     "The features as an array that is not copied; raises `ValueError` unless it is a finite matrix of floats."
-    features = features.detach().cpu().numpy() if isinstance(features, Tensor) else features
+    if isinstance(features, Tensor):
+        features = features.detach().cpu()
+        features = (features.float() if features.dtype == torch.bfloat16 else features).numpy()  # NumPy knows no bfloat16
     if not isinstance(features, np.ndarray) or features.ndim != 2 or features.dtype.kind != "f":
         got = f"{features.dtype} of shape {features.shape}" if isinstance(features, np.ndarray) else type(features).__name__
         raise invalid(name, got, "a matrix of floats of shape (samples, features)", "Convert with np.asarray(x, dtype=np.float32).")
@@ -310,7 +312,7 @@ def permutation_p(
     positive: Bool[np.ndarray, " m"],  # truth of the test rows
     logits: Float[np.ndarray, " m"],  # of a probe that has not seen them; above 0 means yes
     groups: Int[np.ndarray, " m"] | None = None,  # groups whose rows are not independent; default: each row its own
-) -> float:  # in (0, 1], uniform or larger where the probe knows nothing
+) -> float:  # in [0, 1], uniform or larger where the probe knows nothing
     "Probability that shuffled answers are hit at least as often as the true ones, exactly."
     _, number = np.unique(np.arange(len(positive)) if groups is None else groups, return_inverse=True)
     size, yes, said = np.bincount(number), np.bincount(number, positive), np.bincount(number, logits > 0)

@@ -7,8 +7,9 @@ __all__ = ['CLASS_VECTORS', 'Conditional', 'CONDITIONALS', 'draw_class_vectors',
            'swap_matrix', 'ClusterDGP']
 
 # %% ../nbs/03_dgp.ipynb #6ffbd81c
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from cegen.sphere import (
     check_unit,
     sample_uniform,
 )
-from .vmf import VonMisesFisher
+from .vmf import KAPPA_ALLOWED, MAX_KAPPA, VonMisesFisher
 
 # %% ../nbs/03_dgp.ipynb #a7add7fa
 CLASS_VECTORS = ("uniform", "concentrated")
@@ -48,7 +49,7 @@ def draw_class_vectors(
 ) -> Float[Tensor, "C d"]:  # unit vectors, one row each
     "Draw one unit vector for each class."
     if check_choice("class_vectors", law, CLASS_VECTORS) == "uniform":
-        return sample_uniform(n_classes, dim, generator)
+        return sample_uniform(n_classes, dim, generator, torch.get_default_dtype())
     pole = torch.eye(dim, device=generator.device)[0].expand(n_classes, dim)
     return VonMisesFisher(pole, concentration).sample(generator=generator)
 
@@ -105,17 +106,17 @@ def swap_matrix(
 
 # %% ../nbs/03_dgp.ipynb #d9900002
 def _kappa(kappa: float | Tensor, n_classes: int) -> Tensor:
-    kappa = torch.as_tensor(kappa, dtype=torch.get_default_dtype())
+    kappa = torch.as_tensor(kappa, dtype=torch.get_default_dtype()).clone()
     if kappa.shape not in ((), (n_classes,)):
         raise invalid("kappa", f"shape {tuple(kappa.shape)}", f"a number or {n_classes} numbers, one a class")
-    if not bool((torch.isfinite(kappa) & (kappa >= 0)).all()):
-        raise invalid("kappa", kappa.tolist(), "finite and ≥ 0", "κ = 0 is the uniform law, κ = 10 the paper's default.")
+    if not bool(((kappa >= 0) & (kappa <= MAX_KAPPA)).all()):
+        raise invalid("kappa", kappa.tolist(), KAPPA_ALLOWED, "κ = 0 is the uniform law, κ = 10 the paper's default.")
     return kappa
 
 
 def _class_vectors(vectors: str | Tensor, n_classes: int, dim: int, concentration: float, seed: int) -> Tensor:
     if isinstance(vectors, str):
-        concentration = check_real("class_concentration", concentration, low=0)
+        concentration = check_real("class_concentration", concentration, low=0, high=MAX_KAPPA)
         return draw_class_vectors(vectors, n_classes, dim, random_stream(seed, "class vectors"), concentration)
     vectors = torch.as_tensor(vectors)
     if vectors.shape != (n_classes, dim) or not vectors.is_floating_point():
@@ -136,7 +137,7 @@ def _instance_class(instance_class: Tensor | None, n_instances: int, n_classes: 
     if odd:
         raise invalid("instance_class", f"missing or unknown classes {sorted(odd)[:5]}", f"onto 0 … {n_classes - 1}",
                       "Every class must be in use and no other.")
-    return instance_class.long()
+    return instance_class.to(torch.long, copy=True)
 
 
 def _class_weights(weights: Tensor, n_classes: int) -> Tensor:
@@ -150,8 +151,12 @@ def _class_weights(weights: Tensor, n_classes: int) -> Tensor:
 def _swaps(share: float, noisy: int | Sequence[int] | None, n_classes: int) -> Tensor:
     if share == 0:
         return torch.eye(0)
-    labels = sorted(set(range(n_classes) if noisy is None else range(noisy) if isinstance(noisy, int) else noisy))
-    if len(labels) < 2 or labels[0] < 0 or labels[-1] >= n_classes:
+    given = noisy.tolist() if isinstance(noisy, np.generic | np.ndarray | Tensor) else noisy
+    given = range(n_classes) if given is None else range(given) if isinstance(given, int) else given
+    if not isinstance(given, Iterable):
+        raise invalid("noisy_classes", noisy, "a number of classes, or their labels")
+    labels = sorted({check_integer("noisy_classes", label, low=0) for label in given})
+    if len(labels) < 2 or labels[-1] >= n_classes:
         raise invalid("noisy_classes", noisy, f"at least two class labels below {n_classes}",
                       "Labels can only be swapped among two or more classes.")
     return swap_matrix(n_classes, share, torch.tensor(labels))
@@ -195,9 +200,18 @@ class ClusterDGP(nn.Module):
         self.register_buffer("class_probability", share / share.sum())
         self.register_buffer("swaps", _swaps(self.label_noise, noisy_classes, n_classes))
         self.uniform_labels = class_weights is None
-        # Instances sorted by class: those of class c start at class_start[c].
+        self._sort_instances()
+        self.register_load_state_dict_post_hook(ClusterDGP._take_over)
+
+    def _sort_instances(self) -> None:
+        "Sort instances by class: those of class c start at class_start[c]."
         self.register_buffer("by_class", torch.argsort(self.instance_class, stable=True), persistent=False)
         self.register_buffer("class_start", self.class_size.cumsum(0) - self.class_size, persistent=False)
+
+    def _take_over(self, _: object) -> None:
+        "Follow a state that was loaded."
+        self.uniform_labels = torch.equal(self.class_probability, self.class_size / self.class_size.sum())
+        self._sort_instances()
 
     @property
     def device(self) -> torch.device:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .core import check_choice, check_finite, check_integer, check_real, check_rows, random_stream
+from .core import check_choice, check_finite, check_integer, check_real, check_rows, invalid, random_stream
 from .sphere import tangent_basis
 
 # %% ../nbs/04_mixing.ipynb #050ebdd8
@@ -99,7 +99,8 @@ class InvertibleMLP(nn.Module):
         "The latent of each observation, z = g⁻¹(x)."
         check_rows("x", x, self.observed_dim, self.weights.dtype)
         check_finite("x", x)
-        h = x if self.embedding is None else x @ self.embedding
+        # The frame is orthonormal up to the rounding of single precision only.
+        h = x if self.embedding is None else x @ torch.linalg.pinv(self.embedding.double()).T.to(x.dtype)
         inverses = torch.linalg.inv(self.weights.double()).to(x.dtype)
         for inverse in reversed(inverses[1:]):
             h = nn.functional.leaky_relu(h @ inverse.T, 1 / self.negative_slope)
@@ -136,7 +137,8 @@ def gains(
     z: Float[Tensor, "n d"],  # unit latents
 ) -> Float[Tensor, "n e"]:  # d - 1 singular values in descending order, 0 where a direction is lost
     "How strongly g stretches the sphere's directions at each latent."
-    return torch.linalg.svdvals(tangent_jacobian(g, z))
+    values = torch.linalg.svdvals(tangent_jacobian(g, z))
+    return nn.functional.pad(values, (0, z.shape[1] - 1 - values.shape[1]))  # fewer observations than directions lose the rest
 
 # %% ../nbs/04_mixing.ipynb #8e9d4a3e
 def find_preimages(
@@ -168,6 +170,8 @@ def relative_gain(
     start: Float[Tensor, "m d"],  # unit vectors to search from, a multiple of n
 ) -> float:  # in [0, 1]; 0 if g is not injective
     "The smallest gain of g, between neighbours and between the far pairs found, relative to the largest."
+    if len(start) % len(z):
+        raise invalid("start", f"{len(start)} vectors", f"a multiple of {len(z)}", "Each latent is searched for equally often.")
     local = gains(g, z)
     goal = z.repeat(len(start) // len(z), 1)
     found, gap = find_preimages(g, goal, start)

@@ -34,7 +34,7 @@ Array = np.ndarray | Tensor
 def _matrix(name: str, value: Array, min_rows: int = 2) -> np.ndarray:
     "The array in float64 on the CPU; raises `ValueError` unless it is a finite matrix with enough rows."
     if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
+        value = value.detach().cpu().double().numpy()  # NumPy knows no bfloat16
     value = np.asarray(value, dtype=np.float64)
     if value.ndim != 2:
         raise invalid(name, f"shape {value.shape}", "a matrix of shape (samples, features)",

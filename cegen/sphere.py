@@ -454,7 +454,8 @@ class ProjectedNormal(ProjectedNoise):
         length = torch.linalg.vector_norm(a, dim=-1, keepdim=True)
         beta = (a * b).sum(-1, keepdim=True) / length
         along = log_radial_integral(length, beta, a.shape[-1] - 1, potential, slope, corner=False)
-        return along - (b.square().sum(-1) - beta.square().sum(-1)) / 2
+        across = b - beta * a / length  # |b|² − β² would lose all digits where the noise is small
+        return along - across.square().sum(-1) / 2
 
 # %% ../nbs/01_sphere.ipynb #2811e501
 class ProjectedLaplace(ProjectedNoise):

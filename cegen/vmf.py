@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.optimize import brentq
-from scipy.special import gammaln, ive
+from scipy.special import gammaln, ive, xlogy
 from scipy.stats import chi2, kstest
 from torch import Tensor
 from torch.distributions import constraints
 
-from .core import check_integer
+from .core import check_integer, check_real
 from cegen.sphere import (
     RotationallySymmetric,
     as_parameter,
@@ -91,7 +91,8 @@ KAPPA_ALLOWED = f"finite, ≥ 0 and ≤ {MAX_KAPPA:g}"
 
 def _checked_kappa(dim: int, kappa: Tensor | float) -> Tensor:
     check_integer("dim", dim, low=2, fix="The smallest sphere is the circle, dim=2.")
-    kappa = kappa if isinstance(kappa, Tensor) else torch.tensor(kappa, dtype=torch.float64)
+    if not isinstance(kappa, Tensor) or not kappa.is_floating_point():
+        kappa = torch.as_tensor(kappa, dtype=torch.float64)  # to integers, results would be rounded
     check_range("kappa", kappa, (kappa >= 0) & (kappa <= MAX_KAPPA), KAPPA_ALLOWED)
     return kappa
 
@@ -254,6 +255,8 @@ def fit_kappa(
     length: float,  # mean of the cosines ⟨μ, z⟩, at most 1
 ) -> float:  # the concentration in 0 … 1e8 whose mean resultant length this is
     "The maximum-likelihood concentration of samples around known directions."
+    check_real("length", length, low=-1, high=1 + 1e-6, fix="It is a mean of cosines.")
+
     def gap(log_kappa):
         return float(mean_resultant_length(dim, min(math.exp(log_kappa), MAX_KAPPA))) - length
 
@@ -272,7 +275,8 @@ def cosine_cdf(
     "Distribution function of the cosine between z and its direction."
     widest = min(math.pi, 1.6 * (math.sqrt(dim) + 8) / math.sqrt(max(kappa, 1e-12)))  # beyond lies less than 1e-12
     angle = np.linspace(0, widest, n_nodes)
-    density = np.sin(angle) ** (dim - 2) * np.exp(-2 * kappa * np.sin(angle / 2) ** 2)
+    exponent = xlogy(dim - 2, np.sin(angle)) - 2 * kappa * np.sin(angle / 2) ** 2
+    density = np.exp(exponent - exponent.max())  # in high dimension neither factor is a number by itself
     mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
     return 1 - np.interp(np.arccos(np.clip(cosine, -1, 1)), angle, mass / mass[-1])
 
@@ -315,7 +319,7 @@ def vmf_p_values(
     group: Int[Tensor, " n"],  # group of each, such as its class
 ) -> dict[str, float]:  # p-values: "distance", "mean direction", "axes"
     "Goodness of fit of a von Mises–Fisher law: Kolmogorov and Smirnov for the distance to mu, isotropy around it."
-    z, mu = z.double(), mu.double()
+    z, mu = (torch.nn.functional.normalize(x.double(), dim=1) for x in (z, mu))  # single precision's lengths would blur κ > 1e5
     cosine = (z * mu).sum(1).cpu().numpy()
     each = torch.as_tensor(kappa, dtype=torch.float64).cpu().expand(len(z)).numpy()
     level = np.empty_like(cosine)

@@ -521,3 +521,11 @@ def test_what_does_not_match_between_models_is_named(unchecked):
 def test_rows_are_numbers_and_not_a_mask(unchecked):
     with pytest.raises(ValueError, match="flatnonzero"):
         fit_probes(X, {"far": YES}, rows=YES)
+
+
+def test_activations_of_half_precision_are_welcome():
+    rng = np.random.default_rng(0)
+    features = torch.as_tensor(rng.normal(size=(400, 3)), dtype=torch.bfloat16)
+    factors = {"first": (features[:, 0] > 0).numpy()}
+    half, single = (binary_probe.probe_factors(f, factors) for f in (features, features.float()))
+    pd.testing.assert_frame_equal(half, single)

@@ -1,5 +1,6 @@
 """The process: its labels, latents, weights and swaps, and what it refuses."""
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -235,3 +236,59 @@ def test_bad_samples_are_refused(unchecked):
         dgp.log_conditional(torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"index \(0, 0\)"):
         dgp.log_conditional(torch.full((2, 5), float("nan")))
+
+
+def test_a_process_that_is_loaded_is_the_process_that_was_saved():
+    blocks = torch.arange(12) // 4
+    for made, fresh in (
+        ({"instance_class": blocks, "label_noise": 0.3}, {"label_noise": 0.3}),
+        ({"class_weights": torch.tensor([9.0, 1.0, 1.0])}, {}),
+        ({}, {"class_weights": torch.tensor([9.0, 1.0, 1.0])}),
+    ):
+        saved, loaded = (ClusterDGP(3, 3, 12, **arguments) for arguments in (made, fresh))
+        loaded.load_state_dict(saved.state_dict())
+        for a, b in zip(saved.sample(2000, 0), loaded.sample(2000, 0), strict=True):
+            assert torch.equal(a, b)
+        _, instance, label = loaded.sample(2000, 0)
+        assert torch.equal(loaded.instance_class[instance], label)
+
+
+def test_what_is_given_stays_the_callers_own():
+    kappa, classes = torch.full((5,), 10.0), torch.arange(10) % 5
+    dgp = ClusterDGP(3, 5, 10, kappa=kappa, instance_class=classes)
+    kappa.mul_(100)
+    classes[0] = 4
+    assert dgp.kappa.tolist() == [10.0] * 5
+    assert dgp.instance_class[0] == 0
+
+
+def test_a_world_has_the_precision_that_is_the_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        for law in ("uniform", "concentrated"):
+            dgp = ClusterDGP(3, 5, 10, class_vectors=law)
+            assert dgp.class_vectors.dtype == dgp.sample(4, 0)[0].dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("noisy", [np.int64(3), np.arange(3), torch.arange(3), [0, 1, 2], range(3), 3])
+def test_noisy_classes_may_be_a_number_or_numbers_of_any_kind(unchecked, noisy):
+    swaps = ClusterDGP(3, 5, 10, label_noise=0.5, noisy_classes=noisy).swaps
+    assert torch.equal(swaps, ClusterDGP(3, 5, 10, label_noise=0.5, noisy_classes=3).swaps)
+    torch.testing.assert_close(swaps.sum(1), torch.ones(5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kappa": 1e9}, r"kappa=.*≤ 1e\+08"),
+        ({"class_vectors": "concentrated", "class_concentration": 1e9}, "class_concentration="),
+        ({"label_noise": 0.5, "noisy_classes": [0.0, 1.0]}, "noisy_classes="),
+        ({"label_noise": 0.5, "noisy_classes": 1.5}, "noisy_classes="),
+        ({"label_noise": 0.5, "noisy_classes": "all"}, "noisy_classes="),
+    ],
+)
+def test_ranges_are_those_of_the_law(unchecked, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ClusterDGP(3, 5, 10, **arguments)

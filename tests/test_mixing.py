@@ -170,3 +170,20 @@ def test_relative_gain_tells_injective_maps_from_others(dim, seed):
 def test_relative_gain_of_an_isometry_is_one():
     z, start = points(4, 32, "data"), points(4, 64, "start")
     assert relative_gain(lambda z: 7 * z, z, start) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_inverse_of_an_embedding_is_exact_in_double_precision():
+    g = InvertibleMLP(5, 9).double()
+    z = sample_uniform(200, 5, random_stream(0, "z"), torch.float64)
+    assert (g.inverse(g(z)) - z).abs().max() < 1e-11
+
+
+def test_directions_that_fewer_observations_cannot_hold_are_lost():
+    z = sample_uniform(8, 6, random_stream(0, "z"), torch.float64)
+    matrix = torch.randn(3, 6, generator=random_stream(0, "map"), dtype=torch.float64)
+    found = gains(lambda u: u @ matrix.T, z)
+    assert found.shape == (8, 5)
+    assert not found[:, 3:].any() and found[:, :3].all()
+    assert relative_gain(lambda u: u @ matrix.T, z, z) == 0.0
+    with pytest.raises(ValueError, match="start=.*a multiple of 8"):
+        relative_gain(lambda u: u @ matrix.T, z, z[:3])

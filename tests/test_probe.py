@@ -495,3 +495,9 @@ def test_analogies_close_for_linear_codes_and_not_for_others():
     # Codes that do not move with the second factor find their own first corner as well as the fourth.
     blind = [np.round(c[:, :1], 2) for c in corners]
     assert probe.retrieval_accuracy(*blind) == 0
+
+
+def test_half_precision_activations_are_welcome():
+    z = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    code = (z @ torch.tensor([[1.0, 2.0], [-1.0, 0.5]])).bfloat16()
+    assert probe.r2_affine(z[:100], code[:100], z[100:], code[100:]) > 0.999

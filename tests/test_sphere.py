@@ -821,3 +821,15 @@ def test_cuda_laws_are_those_of_the_cpu():
         here = law[label.cpu()].sample((2000,), 1)
         for k in range(4):
             assert stats.ks_2samp(drawn[:, 0, k].cpu().numpy(), here[:, 0, k].numpy()).pvalue > P_MIN
+
+
+@pytest.mark.parametrize("sigma", [1e-2, 1e-4, 1e-6, 1e-8])
+def test_narrow_normal_noise_has_the_density_of_the_plane(sigma):
+    mu = torch.tensor([0.6, 0.8], dtype=torch.float64)
+    angle = sigma * torch.tensor([0.0, 0.5, 1.0, 2.0], dtype=torch.float64)
+    across = torch.stack([-mu[1], mu[0]])
+    z = angle.cos()[:, None] * mu + angle.sin()[:, None] * across
+    found = ProjectedNormal(mu, sigma).log_prob(z)
+    expected = torch.distributions.Normal(0.0, torch.tensor(sigma, dtype=torch.float64)).log_prob(angle)
+    # z itself knows its angle up to the spacing of numbers near one, 1e-16, which is much of the noise at σ = 1e-8.
+    torch.testing.assert_close(found, expected, rtol=0, atol=max(2 * sigma, 1e-15 / sigma))

@@ -15,7 +15,7 @@ from cegen import ArraySource, ClusterDGP, InvertibleMLP, SyntheticSource, VonMi
 from cegen.core import AssumptionViolated, Batch, random_stream
 from cegen.model import CASES, Encoder, Head
 from cegen.source import PairedSource
-from cegen.sphere import random_orthogonal
+from cegen.sphere import SphericalCauchy, normalize, random_orthogonal
 from cegen.theory import (
     FINDINGS,
     METHODS,
@@ -636,3 +636,39 @@ def test_a_failed_conclusion_above_the_floor_is_blamed_on_training():
     (finding,) = certificate.findings
     assert finding.name == "not at the optimum"
     assert "collapse within classes" in finding.detail
+
+
+@pytest.mark.parametrize("noise", [0.3, 1.0])
+def test_information_of_a_swapped_label_is_that_of_the_label_as_shown(noise):
+    dgp = ClusterDGP(3, 5, 10, kappa=5.0, label_noise=noise, noisy_classes=4).double()
+    z = dgp.sample(6, random_stream(0, "data"))[0]
+    natural = dgp.kappa.reshape(-1, 1) * dgp.class_vectors
+    for point, information in zip(z, fisher_information(dgp, z), strict=True):
+
+        def log_shown(delta, point=point):
+            weights = dgp.class_probability.log() + natural @ (point + delta)
+            return (weights.softmax(0) @ dgp.swaps).log()
+
+        slopes = torch.autograd.functional.jacobian(log_shown, torch.zeros(3).double())
+        expected = torch.einsum("c,cd,ce->de", log_shown(torch.zeros(3).double()).exp(), slopes, slopes)
+        torch.testing.assert_close(information, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_p_value_that_is_no_number_passes_nothing():
+    assert theory._p_value_check("name", "line", {"a": 0.5, "b": math.nan}).status == "failed"
+    assert theory._p_value_check("name", "line", {"a": 0.5, "b": 0.7}).status == "passed"
+    assert theory._p_value_check("name", "line", {"a": 0.5, "b": 1e-6}).status == "failed"
+
+
+def test_worlds_in_high_dimension_and_of_high_concentration_are_told_from_others():
+    cauchy = ClusterDGP(300, 10, 20, conditional=lambda mu: SphericalCauchy(mu, 0.99))
+    narrow = ClusterDGP(3, 10, 20, kappa=1e6)
+    for dgp, status in ((cauchy, "failed"), (narrow, "passed")):
+        report = check_assumptions(SyntheticSource(dgp, InvertibleMLP(dgp.dim, n_layers=1)), n_samples=5000)
+        assert report["vMF conditional"].status == status
+
+
+def test_very_many_class_vectors_are_checked_without_a_matrix_of_their_pairs():
+    assert (
+        theory._generator_check(normalize(torch.randn(50_000, 5, generator=random_stream(0, "v")))).status == "passed"
+    )

@@ -527,3 +527,30 @@ def test_cuda_samples_have_the_exact_law_and_density():
         cloud.sample((1000,), torch.Generator("cuda").manual_seed(1))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(("dim", "kappa"), [(2, 1e6), (3, 1e8), (300, 1e5), (1000, 1e4), (1000, 1e8)])
+def test_distribution_of_the_cosine_in_high_dimension_and_at_high_concentration(dim, kappa):
+    mu = torch.eye(dim, dtype=torch.float64)[:1]
+    z = VonMisesFisher(mu.expand(4000, -1), kappa).sample(generator=torch.Generator().manual_seed(0))
+    level = vmf.cosine_cdf((z @ mu[0]).numpy(), kappa, dim)
+    assert np.isfinite(level).all()
+    assert stats.kstest(level, "uniform").pvalue > 1e-3
+
+
+def test_single_precision_samples_of_a_narrow_law_are_of_that_law():
+    mu = normalize(torch.randn(20_000, 3, generator=torch.Generator().manual_seed(1)))
+    z = VonMisesFisher(mu, 1e7).sample(generator=torch.Generator().manual_seed(0))
+    assert min(vmf_p_values(z, mu, 1e7, torch.zeros(len(z)).long()).values()) > 1e-3
+    assert vmf_p_values(z, mu, 1.05e7, torch.zeros(len(z)).long())["distance"] < 1e-4
+
+
+def test_integers_are_concentrations_too(unchecked):
+    for function in (log_normalizer, mean_resultant_length):
+        assert float(function(3, torch.tensor(10))) == float(function(3, 10.0))
+
+
+@pytest.mark.parametrize("length", [math.nan, 1.5, "high"])
+def test_a_mean_that_is_no_mean_of_cosines_is_named(unchecked, length):
+    with pytest.raises(ValueError, match="length="):
+        vmf.fit_kappa(3, length)
