@@ -24,7 +24,7 @@ from .core import MissingExtra, TrainingDiverged
 from .grid import Grid
 from .report import over_seeds, read_records, summary
 from .run import Config, identify
-from .sweep import SweepResult, collect, plan, records_of, sweep, write_report
+from .sweep import SweepResult, finished, plan, records_of, sweep, write_report
 
 # %% ../nbs/15_cli.ipynb #8d0184bc
 def field_comments(
@@ -103,7 +103,9 @@ def show_plan(
     left = frame[frame.state != "done"].seconds
     total = "unknown" if left.isna().any() else f"about {left.sum() / 60:.1f} min"
     shown = frame.assign(seconds=frame.seconds.map(lambda s: "–" if s != s else f"{s:.0f}"))
-    return f"{shown.to_string(index=False)}\n{len(frame)} runs, {len(left)} to do: {total} one after the other"
+    failed = int((frame.state == "failed").sum())
+    waiting = f" ({failed} of them failed before and wait for --retry-failed)" if failed else ""
+    return f"{shown.to_string(index=False)}\n{len(frame)} runs, {len(left)} to do{waiting}: {total} one after the other"
 
 
 def show_sweep(
@@ -152,4 +154,4 @@ def report(
             typer.echo(f"The report is {write_report(path, out)}")
             return
         records = records_of(path) if (path / "sweep.json").exists() else read_records(path)
-        typer.echo(over_seeds(collect(path)).to_string(index=False) if records is None else summary(records))
+        typer.echo(over_seeds(finished(path)).to_string(index=False) if records is None else summary(records))

@@ -203,7 +203,8 @@ def _paper_scores(row: Mapping[str, Any]) -> dict[str, float]:
     "The paper's R² for a configuration, NaN where it has none."
     number = {"diet": 2, "supervised": 3}.get(row["objective"])
     table = pd.DataFrame() if number is None else paper_table(number)
-    if any(row.get(name) not in (None, value) for name, value in PAPERS_OWN.items()):
+    wide = pd.notna(row.get("observed_dim")) and row["observed_dim"] != row["dim"]
+    if wide or any(row.get(name) not in (None, value) for name, value in PAPERS_OWN.items()):
         table = table.head(0)
     keys = [name for name in CONFIGURATION if name in table]
     match = table[(table[keys] == pd.Series({k: row[k] for k in keys})).all(axis=1)] if keys else table
@@ -415,8 +416,8 @@ def over_seeds(
     for name in wanted:
         check_choice("metrics", name, sorted(table.metric.unique()))
     rows = table[table.metric.isin(wanted)] if wanted else table
-    # A template that leaves one record for each run says nothing with its number.
-    alone = {"run", "seed", "value"} | ({"record"} if table.record.nunique() < 2 else set())
+    # The number of a record says nothing where a run leaves one, or one for each of its seeds.
+    alone = {"run", "seed", "value"} | (set() if table.duplicated(["run", "seed", "metric"]).any() else {"record"})
     keys = [name for name in table if name not in alone]
     means = []
     for values, group in rows.groupby(keys, sort=False, dropna=False):

@@ -109,6 +109,11 @@ World = tuple[SyntheticSource, nn.Module, Head]
 Extra = Callable[[SyntheticSource, FitResult], Mapping[str, Any]]
 
 
+def _as_stored(value: Any) -> Any:
+    "What JSON makes of a value: lists of tuples."
+    return json.loads(json.dumps(value))
+
+
 def _begin(study: Study, folder: str | os.PathLike) -> Study:
     "The study with what is stored of it; raises `ValueError` if settings or prediction were changed after the runs."
     path = Path(folder) / f"{study.name}.json"
@@ -116,11 +121,11 @@ def _begin(study: Study, folder: str | os.PathLike) -> Study:
         return study
     stored = Study.load(path)
     for name in ("settings", "question", "prediction"):
-        ours, theirs = getattr(study, name), getattr(stored, name)
+        ours, theirs = _as_stored(getattr(study, name)), getattr(stored, name)
         if ours != theirs:
             raise invalid("out", str(folder), f"a folder whose {path.name} has {name} {ours!r}, not {theirs!r}",
                           "Use another folder, or delete the file.")
-    return replace(study, records=stored.records)
+    return stored
 
 
 def run_study(
@@ -136,17 +141,20 @@ def run_study(
     check_integer("seeds", len(seeds), low=1, fix="Give a list of seeds.")
     study = _begin(study, out)
     study.save(out)  # the prediction is on disk before the first run
+    values = list(values)
+    names = {name for value in values for name in value}
     for value in values:
         for seed in seeds:
-            key = {**value, "seed": seed}
-            if any(key.items() <= record.items() for record in study.records):
+            key = _as_stored({**value, "seed": seed})
+            if any({name: record[name] for name in (*names, "seed") if name in record} == key for record in study.records):
                 continue
             source, encoder, head = make(value, seed)
             result = fit(source, encoder, head, "diet", device=choose_device(device), seed=seed, **study.settings)
             scores = measure(source, result.encoder, result.head, seed)
             more = {} if extra is None else dict(extra(source, result))
             record = {**key, **scores, **more, "seconds": round(result.seconds, 2)}
-            study = replace(study, records=[*study.records, record], environment=environment(result.device))
+            # A verdict on fewer runs is no verdict on these.
+            study = replace(study, records=[*study.records, record], environment=environment(result.device), held=None, verdict="")
             study.save(out)
     return study
 

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['RUN_FILES', 'Execute', 'CLUSTERS', 'Start', 'PAPER', 'read_json', 'is_done', 'numbers_of', 'environment', 'cores',
            'Outcome', 'Limits', 'kill_tree', 'wait_for', 'execute_once', 'locked', 'execute_run', 'on_this_machine',
-           'on_cluster', 'connected', 'backend', 'state_of', 'checked_runs', 'choose', 'plan', 'collect', 'write_table',
-           'SweepResult', 'follow', 'threads_of_run', 'sweep', 'records_of', 'markdown_table', 'write_report']
+           'on_cluster', 'connected', 'backend', 'state_of', 'checked_runs', 'choose', 'plan', 'collect', 'finished',
+           'write_table', 'SweepResult', 'follow', 'threads_of_run', 'sweep', 'records_of', 'markdown_table',
+           'write_report']
 
 # %% ../nbs/13_sweep.ipynb #abe91cbf
 import errno
 import importlib
 import json
 import logging
+import math
 import os
 import platform
 import subprocess
@@ -69,15 +71,15 @@ def is_done(
 def numbers_of(
     folder: Path,  # of a run
     parameters: Iterable[str],  # names of the template's parameters, which are no results
-) -> list[dict[str, float]]:  # one for each record
+) -> list[dict[str, float]]:  # one for each record; what is not finite is left out
     "The numbers in the `records` of every JSON file that a notebook has left in its folder."
     records = []
     for path in sorted(folder.glob("*.json")):
         content = read_json(path) if path.name not in RUN_FILES else None
-        rows = content.get("records", []) if isinstance(content, dict) else []
-        records += [row for row in rows if isinstance(row, dict)]
+        rows = content.get("records") if isinstance(content, dict) else None
+        records += [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     known = set(parameters)
-    return [{k: float(v) for k, v in row.items() if isinstance(v, int | float) and k not in known} for row in records]
+    return [{k: float(v) for k, v in row.items() if k not in known and isinstance(v, int | float) and math.isfinite(v)} for row in records]
 
 
 def environment(
@@ -364,14 +366,20 @@ def choose(
     only: Sequence[str],  # each name=value, or the beginning of a key
 ) -> list[Run]:  # those with all of the values, and one of the keys if there are any
     "The runs asked for; raises `ValueError` if a name is unknown or no run fits."
-    values = dict(item.split("=", 1) for item in only if "=" in item)
+    values = [item.split("=", 1) for item in only if "=" in item]
     keys = tuple(item for item in only if "=" not in item)
-    for name in values:
+    for name, _ in values:
         check_choice("only", name, sorted({name for run in runs for name in (*run.parameters, *run.varied)}))
+
+    def same(value: Any, text: str) -> bool:
+        if isinstance(value, int | float) and not isinstance(value, bool):  # 0 is also 0.0
+            with suppress(ValueError):
+                return float(text) == value
+        return str(value) == text
 
     def fits(run: Run) -> bool:
         known = {**run.parameters, **run.varied}
-        return all(str(known.get(name)) == value for name, value in values.items()) and (not keys or run.key.startswith(keys))
+        return all(same(known.get(name), value) for name, value in values) and (not keys or run.key.startswith(keys))
 
     chosen = [run for run in runs if fits(run)]
     if not chosen:
@@ -388,7 +396,7 @@ def plan(
     folders = [grid.folder / run.key for run in runs]
     varied = pd.DataFrame([run.varied for run in runs])
     alike = varied.drop(columns="seed", errors="ignore").map(str)
-    seconds = pd.Series([(read_json(folder / "DONE") or {}).get("seconds") for folder in folders], dtype=float)
+    seconds = pd.Series([read_json(folder / "DONE")["seconds"] if is_done(folder) else None for folder in folders], dtype=float)
     if len(alike.columns):
         seconds = seconds.fillna(seconds.groupby(list(alike.T.values)).transform("median"))
     seconds = seconds.fillna(seconds.median()).fillna(float("nan") if grid.seconds is None else grid.seconds)
@@ -421,11 +429,23 @@ def collect(
     return pd.DataFrame(columns).astype({"value": float})
 
 
+def finished(
+    folder: str | os.PathLike,  # of a sweep
+) -> pd.DataFrame:  # as `collect` gives it
+    "The numbers of all finished runs; raises `ValueError` if there are none."
+    table = collect(folder)
+    if not len(table):
+        raise invalid("folder", str(folder), "a sweep with at least one finished run", "`cegen sweep` executes it.")
+    return table
+
+
 def write_table(
     path: str | os.PathLike,  # ending in .parquet
     table: pd.DataFrame,  # what to write
 ) -> Path:  # the path
-    "Write a table as Parquet, atomically; pandas, polars and DuckDB read it."
+    "Write a table as Parquet, atomically; pandas, polars and DuckDB read it. A column of several types is written as text."
+    mixed = [name for name in table if table[name].dropna().map(type).nunique() > 1]
+    table = table.assign(**{name: table[name].map(str, na_action="ignore") for name in mixed})
     return write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
 
 # %% ../nbs/13_sweep.ipynb #b6dcdf06
@@ -528,6 +548,8 @@ def records_of(
     root = Path(folder)
     files = [root / run / "result.json" for run in collect(root).run.unique()]
     files = [file for file in files if file.exists()]
+    if broken := [file for file in files if read_json(file) is None]:
+        raise invalid("folder", str(folder), f"one whose results are whole, unlike {broken[0].relative_to(root)}", "Delete that run's folder and sweep again.")
     try:
         return pd.concat([read_records(file) for file in files], ignore_index=True) if files else None
     except ValueError:  # results, but not of an experiment
@@ -554,20 +576,21 @@ def write_report(
     metrics: Sequence[str] = ("r2_z", "excess"),  # to show, as far as the runs have them; else all that they have
 ) -> Path:  # report.md
     "Tables and a figure of a sweep; raises `ValueError` if none of its runs is done."
-    table, records, out = collect(folder), records_of(folder), check_writable(out)
-    if not len(table):
-        raise invalid("folder", str(folder), "a sweep with at least one finished run", "`cegen sweep` executes it.")
+    table, records, out = finished(folder), records_of(folder), check_writable(out)
     shown = [name for name in metrics if name in set(table.metric)] or list(table.metric.unique())
     means = over_seeds(table)
     write_atomically(out / "means.csv", lambda temporary: means.to_csv(temporary, index=False))
-    several = [name for name in means.columns[: list(means.columns).index("metric")] if means[name].nunique() > 1 and name != "record"]
+    several = [name for name in means.columns[: list(means.columns).index("metric")] if means[name].nunique(dropna=False) > 1 and name != "record"]
     parts = [f"# {read_json(Path(folder) / 'sweep.json')['name']}", f"Finished runs: {table.run.nunique()}. Means over seeds with 95 % intervals.",
              markdown_table(means[means.metric.isin(shown)].drop(columns="template"))]  # fmt: skip
     if several:
-        two = len(several) <= 2 and table.record.nunique() < 2
+        two = len(several) <= 2 and "record" not in means
         figure = plot_sweep(table, several[0], shown[0], *several[1:]) if two else plot_combinations(table, shown[0])
         write_atomically(out / "figure.png", lambda temporary: figure.savefig(temporary, format="png", dpi=120))
         parts.append(f"![{shown[0]} by {', '.join(several)}](figure.png)")
     if records is not None:
-        parts += ["## Beside the paper", markdown_table(beside_paper(records)[PAPER])]
+        beside = beside_paper(records)
+        configuration = list(beside.columns[: list(beside.columns).index("seeds")])
+        differing = [name for name in configuration if name not in PAPER and beside[name].nunique(dropna=False) > 1]
+        parts += ["## Beside the paper", markdown_table(beside[[*differing, *PAPER]])]
     return write_atomically(out / "report.md", lambda temporary: temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8"))

@@ -89,6 +89,22 @@ def test_verdict_is_kept(finished, tmp_path):
     assert (stored.held, stored.verdict) == (False, "it does, by 0.1")
 
 
+def test_a_judged_study_that_is_begun_again_stays_as_it_was_and_further_runs_ask_for_a_new_verdict(finished, tmp_path):
+    finished[1].conclude(True, "as it was said").save(tmp_path)
+    again = run_study(DRAFT, make, VALUES, [0, 1], tmp_path)
+    assert (again.held, again.verdict, again.environment) == (True, "as it was said", finished[1].environment)
+    more = run_study(DRAFT, make, VALUES, [0, 1, 2], tmp_path)
+    assert len(more.records) == 6 and (more.held, more.verdict) == (None, "")
+
+
+def test_values_that_json_changes_or_that_hold_others_are_run_once(tmp_path):
+    draft = Study("pairs", "?", ".", {**SETTINGS, "callbacks": ()})
+    values = [{"kappa": 3.0, "pair": (1, 2)}, {"kappa": 3.0}]
+    first = run_study(draft, make, values, [0], tmp_path)
+    assert len(first.records) == 2
+    assert run_study(draft, make, values, [0], tmp_path).records == first.records
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"name": "kappa"}', '{"colour": 1}'])
 def test_broken_files_are_named(tmp_path, content):
     path = tmp_path / "kappa.json"

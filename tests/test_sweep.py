@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from cegen.execute import EXECUTED
 from cegen.grid import Grid, expand, read_template
-from cegen.report import interval, plot_combinations, plot_sweep
-from cegen.sweep import collect, execute_run, is_done, plan, state_of, sweep, threads_of_run, write_report
+from cegen.report import interval, over_seeds, plot_combinations, plot_sweep
+from cegen.sweep import collect, execute_run, is_done, plan, state_of, sweep, threads_of_run, write_report, write_table
 
 ROOT = Path(__file__).resolve().parent.parent
 CEGEN = Path(sys.executable).parent / "cegen"
@@ -480,14 +480,56 @@ def test_every_template_takes_a_folder_for_its_results():
         ("template: T\nretries: -1", "retries=-1"),
         ("template: T\naxes: {product: {x: 3}}", "a list of values"),
         ("template: T\naxes: {list: {x: 3}}", "a list of mappings"),
+        ("template: T\naxes: {list: []}", "left out, or not empty"),
+        ("template: T\naxes: {zip: {}}", "left out, or not empty"),
+        ("template: T\naxes: {product: {x: [1], x: [2]}}", "x is given twice"),
+        ("template: T\naxes:\n  product: {x: [1]}\n  product: {seed: [1]}", "product is given twice"),
+        ("template: T\naxes: {product: {value: [1, 2]}}", "names other than run, record"),
+        ("template: T\nseeds: 3", "seeds=3 is not valid: it must be a list"),
+        ("template: T\nseeds:", "seeds=None"),
+        ("template: T\nbase: {seed: 7}\nseeds: [0, 1]", "left out where `base` or `axes` give 'seed'"),
+        ("template: T\naxes: {product: {seed: [5]}}\nseeds: [0, 1]", "left out where `base` or `axes` give 'seed'"),
+        ("template: T\nout: 5", "out=5"),
+        ("template: 5", "template=5"),
+        ("axes: {product: {template: [null]}}", "template=None"),
     ],
 )
-def test_bad_grid_is_refused(tiny, tmp_path, text, message):
+def test_bad_grid_is_refused(unchecked, tiny, tmp_path, text, message):
     path = tmp_path / "grid.yaml"
     path.write_text(text.replace("template: T", f"template: {tiny(1).template}"))
     with pytest.raises(ValueError) as error:
         Grid.load(path).runs()
     assert message in str(error.value)
+
+
+def test_parameters_that_are_no_plain_python_are_named(tmp_path):
+    magic = write_notebook(tmp_path / "magic.ipynb", "%matplotlib inline\nx = 0")
+    with pytest.raises(ValueError, match="parameters cell is plain Python"):
+        read_template(magic)
+
+
+def test_all_of_several_conditions_must_fit(tiny):
+    grid = tiny(3, {"wait": 0.5})
+    assert list(plan(grid, ["x=1"]).x) == list(plan(grid, ["x=1.0", "wait=0.50"]).x) == [1]
+    with pytest.raises(ValueError, match="what some run has"):
+        plan(grid, ["x=0", "x=1"])
+
+
+def test_results_of_any_form_end_a_run_well(tmp_path):
+    "A number that is none is left out, and a file that only looks like records is no reason to stop."
+    contents = {
+        "nan": '{"records": [{"y": NaN, "z": 1}]}',
+        "null": '{"records": null}',
+        "list": "[1]",
+        "huge": '{"records": [{"y": 1e999}, 3]}',
+    }
+    cell = "import pathlib\n_ = (pathlib.Path(out) / 'r.json').write_text(contents[kind])"
+    template = write_notebook(tmp_path / "t.ipynb", f"kind = ''\ncontents = {contents}\nout = '.'", cell)
+    result = sweep(
+        Grid("forms", template, axes={"product": {"kind": list(contents)}}, out=tmp_path / "runs"), workers=2
+    )
+    assert result.n_unfinished == 0
+    assert result.table[["kind", "metric", "value"]].values.tolist() == [["nan", "z", 1.0]]
 
 
 def test_scientific_notation_is_a_number(tiny, tmp_path):
@@ -544,12 +586,52 @@ def test_report_holds_means_a_figure_and_no_run_that_is_not_done(copied, tmp_pat
     assert shown.returncode == 0 and shown.stdout.split()[:2] == ["template", "x"]
 
 
+def rows_of(cells: list[dict], metric: str = "r2_z", **same) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"run": "r", "template": "t", "metric": metric, "value": float(k), **same, **cell}
+            for k, cell in enumerate(cells)
+        ]
+    )
+
+
+def test_seeds_inside_a_run_are_averaged_and_other_records_are_not():
+    seeds = [{"run": f"r{a}", "a": a, "seed": s, "record": s} for a in (1, 2) for s in range(3)]
+    means = over_seeds(rows_of(seeds))
+    assert "record" not in means and list(means.n) == [3, 3] and list(means["mean"]) == [1, 4]
+    cells = [{"seed": s, "record": 2 * cell + s} for cell in range(2) for s in range(2)]
+    assert list(over_seeds(rows_of(cells)).record) == [0, 1, 2, 3]
+
+
+def test_columns_of_several_types_are_written_as_text(tmp_path):
+    table = rows_of([{"noise": 1}, {"noise": "auto"}, {"noise": None}])
+    stored = pd.read_parquet(write_table(tmp_path / "t.parquet", table))
+    assert stored.noise.tolist()[:2] == ["1", "auto"] and pd.isna(stored.noise[2])
+
+
+def test_a_parameter_that_some_cases_leave_out_is_one_that_varies(tmp_path):
+    cell = "import json, pathlib\n_ = (pathlib.Path(out) / 'r.json').write_text(json.dumps({'records': [{'y': x}]}))"
+    template = write_notebook(tmp_path / "t.ipynb", "x = 0\nkind = 'a'\nout = '.'", cell)
+    cases = [{"x": 1}, {"x": 1, "kind": "b"}, {"x": 2}]
+    sweep(Grid("some", template, axes={"list": cases}, out=tmp_path / "runs"), workers=2)
+    assert "y by x, kind" in write_report(tmp_path / "runs", tmp_path / "report").read_text()
+
+
+def test_results_that_were_cut_off_are_named(copied, tmp_path):
+    grid, run = copied
+    (run / "result.json").write_text('{"records": [{"y"')
+    with pytest.raises(ValueError, match=f"unlike {run.name}"):
+        write_report(grid.folder, tmp_path / "report")
+
+
 def test_report_of_an_unfinished_sweep_is_refused(copied, tmp_path):
     grid, _ = copied
     for mark in grid.folder.glob("*/DONE"):
         mark.unlink()
     with pytest.raises(ValueError, match="at least one finished run"):
         write_report(grid.folder, tmp_path / "report")
+    shown = subprocess.run([CEGEN, "report", grid.folder], capture_output=True, text=True)
+    assert shown.returncode == 2 and "at least one finished run" in shown.stderr
 
 
 def test_interval_covers_the_mean_as_often_as_it_says():

@@ -5,6 +5,7 @@ Runs that are in the file are not run again, and interrupted ones go on from the
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import replace
 from itertools import groupby
@@ -66,7 +67,9 @@ def update(path: Path, workers: int | None) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, help="runs at a time; default one for each core")
-    missing = update(OUT, parser.parse_args().workers)
+    workers = parser.parse_args().workers
+    os.chdir(ROOT)  # a sweep's folder starts where we are
+    missing = update(OUT, workers)
     sys.exit(missing and f"{missing} runs are not done; run again to go on.")
 
 

@@ -6,6 +6,7 @@ A surface whose file was made with what is asked for now is kept; one that was i
 import argparse
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -42,9 +43,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(RUNS), choices=RUNS, help="which surfaces")
     parser.add_argument("--workers", type=int, help="runs at a time; default one for each core")
     options = parser.parse_args()
+    os.chdir(ROOT)  # a sweep's folder starts where we are
     todo = [name for name in options.only if not is_stored(name)]
     print(f"{len(options.only) - len(todo)} of {len(options.only)} surfaces are there", flush=True)
-    unfinished = sweep(GRID, options.workers, only=[RUNS[name].key for name in todo]).n_unfinished if todo else 0
+    unfinished = (
+        sweep(GRID, options.workers, only=[RUNS[name].key for name in todo], retry_failed=True).n_unfinished
+        if todo
+        else 0
+    )
     for name in todo:
         folder = ROOT / GRID.folder / RUNS[name].key
         if is_done(folder):

@@ -6,6 +6,7 @@ interrupted go on from their checkpoints in runs/table2/ and runs/table3/.
 
 import argparse
 import json
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Container
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="runs at a time; default one for each core")
     parser.add_argument("--gather", action="store_true", help="only gather what is finished")
     options = parser.parse_args()
+    os.chdir(ROOT)  # a sweep's folder starts where we are
     if options.gather:
         for table in options.tables:
             for grid in grids_of(table):
