@@ -199,7 +199,8 @@ class ClusterDGP(nn.Module):
         share = self.class_size if class_weights is None else _class_weights(class_weights, n_classes)
         self.register_buffer("class_probability", share / share.sum())
         self.register_buffer("swaps", _swaps(self.label_noise, noisy_classes, n_classes))
-        self.uniform_labels = class_weights is None
+        self.register_buffer("weighted", torch.tensor(class_weights is not None))
+        self.uniform_labels = class_weights is None  # the same where reading it makes no GPU wait
         self._sort_instances()
         self.register_load_state_dict_post_hook(ClusterDGP._take_over)
 
@@ -210,7 +211,7 @@ class ClusterDGP(nn.Module):
 
     def _take_over(self, _: object) -> None:
         "Follow a state that was loaded."
-        self.uniform_labels = torch.equal(self.class_probability, self.class_size / self.class_size.sum())
+        self.uniform_labels = not bool(self.weighted)
         self._sort_instances()
 
     @property

@@ -91,7 +91,8 @@ def check_parameter(
 
 # %% ../nbs/12_grid.ipynb #ea1e5185
 AXES = ("product", "zip", "list")
-RESERVED = ("run", "record", "metric", "value", "mean", "low", "high", "n")  # columns of the tables that a sweep makes
+# Columns of the tables that a sweep makes.
+RESERVED = ("run", "record", "metric", "value", "mean", "low", "high", "n", "key", "state", "seconds")
 
 
 def _blocks(axes: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
@@ -173,14 +174,15 @@ def _yaml_loader() -> Any:
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers = {letter: list(known) for letter, known in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
-    number = re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$")
-    def mapping(loader: Any, node: Any, deep: bool = False) -> Any:
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
-        return yaml.SafeLoader.construct_mapping(loader, node, deep)
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            "PyYAML itself would keep the last of two values without a word."
+            node = super().compose_mapping_node(anchor)
+            keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if twice := [name for (tag, name) in keys if keys.count((tag, name)) > 1]:
+                raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
+            return node
 
-    Loader.construct_mapping = mapping  # type: ignore[method-assign]  # PyYAML itself would keep the last one without a word
+    number = re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
     return Loader
 

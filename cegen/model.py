@@ -113,8 +113,8 @@ class Whitening(nn.Module):
         kept = variance > max(1e-10 * float(variance[-1]), rounding**2)
         if (rank := int(kept.sum())) == 0:
             raise invalid("x", f"{n} rows, all alike", "observations that differ", "Whitening divides by their spread.")
-        if (distinct := len(x64.unique(dim=0))) < rank + 2:
-            raise invalid("x", f"{distinct} different rows", f"at least {rank + 2} rows, better {10 * rank}",
+        if n < rank + 2:
+            raise invalid("x", f"{n} rows", f"at least {rank + 2} rows, better {10 * rank}",
                           "With no more rows than directions all rows would end up equally far from one another.")
         self.mean.copy_(mean)
         self.matrix.copy_(directions[:, kept] * variance[kept].rsqrt() @ directions[:, kept].T)

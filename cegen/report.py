@@ -417,7 +417,7 @@ def over_seeds(
         check_choice("metrics", name, sorted(table.metric.unique()))
     rows = table[table.metric.isin(wanted)] if wanted else table
     # The number of a record says nothing where a run leaves one, or one for each of its seeds.
-    alone = {"run", "seed", "value"} | (set() if table.duplicated(["run", "seed", "metric"]).any() else {"record"})
+    alone = {"run", "seed", "value"} | (set() if table.duplicated([name for name in ("run", "seed", "metric") if name in table]).any() else {"record"})
     keys = [name for name in table if name not in alone]
     means = []
     for values, group in rows.groupby(keys, sort=False, dropna=False):

@@ -152,6 +152,8 @@ def run_study(
             result = fit(source, encoder, head, "diet", device=choose_device(device), seed=seed, **study.settings)
             scores = measure(source, result.encoder, result.head, seed)
             more = {} if extra is None else dict(extra(source, result))
+            if taken := names & {*scores, *more}:
+                raise invalid("values", sorted(taken), "named unlike the numbers of a run", "Rename what is varied, or what `extra` returns.")
             record = {**key, **scores, **more, "seconds": round(result.seconds, 2)}
             # A verdict on fewer runs is no verdict on these.
             study = replace(study, records=[*study.records, record], environment=environment(result.device), held=None, verdict="")

@@ -14,7 +14,6 @@ import errno
 import importlib
 import json
 import logging
-import math
 import os
 import platform
 import subprocess
@@ -79,7 +78,7 @@ def numbers_of(
         rows = content.get("records") if isinstance(content, dict) else None
         records += [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     known = set(parameters)
-    return [{k: float(v) for k, v in row.items() if k not in known and isinstance(v, int | float) and math.isfinite(v)} for row in records]
+    return [{k: float(v) for k, v in row.items() if k not in known and isinstance(v, int | float) and abs(v) <= sys.float_info.max} for row in records]
 
 
 def environment(

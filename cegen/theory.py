@@ -583,7 +583,7 @@ def fisher_information(
     mean = true @ natural
     if dgp.label_noise > 0:  # Σ ∇p_c ∇p_cᵀ / p_c over the labels as shown
         p = log_class_posterior(dgp, z).exp()
-        slope = torch.einsum("na,ac,ad->ncd", true, dgp.swaps.to(z.dtype), natural) - p[:, :, None] * mean[:, None, :]
+        slope = torch.einsum("na,ad,ac->ncd", true, natural, dgp.swaps.to(z.dtype)) - p[:, :, None] * mean[:, None, :]
         return torch.einsum("ncd,nce->nde", slope / p[:, :, None], slope)
     second = (true @ (natural[:, :, None] * natural[:, None, :]).flatten(1)).unflatten(1, (dgp.dim, dgp.dim))
     return second - mean[:, :, None] * mean[:, None, :]

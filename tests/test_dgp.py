@@ -244,6 +244,8 @@ def test_a_process_that_is_loaded_is_the_process_that_was_saved():
         ({"instance_class": blocks, "label_noise": 0.3}, {"label_noise": 0.3}),
         ({"class_weights": torch.tensor([9.0, 1.0, 1.0])}, {}),
         ({}, {"class_weights": torch.tensor([9.0, 1.0, 1.0])}),
+        ({"class_weights": torch.ones(3)}, {"class_weights": torch.ones(3)}),
+        ({"class_weights": torch.ones(3)}, {}),
     ):
         saved, loaded = (ClusterDGP(3, 3, 12, **arguments) for arguments in (made, fresh))
         loaded.load_state_dict(saved.state_dict())

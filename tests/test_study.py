@@ -105,6 +105,11 @@ def test_values_that_json_changes_or_that_hold_others_are_run_once(tmp_path):
     assert run_study(draft, make, values, [0], tmp_path).records == first.records
 
 
+def test_what_is_varied_is_named_unlike_the_numbers_of_a_run(tmp_path):
+    with pytest.raises(ValueError, match="values=.*kappa.*named unlike"):
+        run_study(DRAFT, make, VALUES, [0], tmp_path, extra=lambda source, result: {"kappa": 1.0})
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"name": "kappa"}', '{"colour": 1}'])
 def test_broken_files_are_named(tmp_path, content):
     path = tmp_path / "kappa.json"

@@ -484,6 +484,7 @@ def test_every_template_takes_a_folder_for_its_results():
         ("template: T\naxes: {zip: {}}", "left out, or not empty"),
         ("template: T\naxes: {product: {x: [1], x: [2]}}", "x is given twice"),
         ("template: T\naxes:\n  product: {x: [1]}\n  product: {seed: [1]}", "product is given twice"),
+        ("base0: &B {x: 1}\nd: {e: &A {<<: *B, x: 2}}\nc: {<<: *A, y: 1}", "grid key='base0'"),
         ("template: T\naxes: {product: {value: [1, 2]}}", "names other than run, record"),
         ("template: T\nseeds: 3", "seeds=3 is not valid: it must be a list"),
         ("template: T\nseeds:", "seeds=None"),
@@ -521,7 +522,7 @@ def test_results_of_any_form_end_a_run_well(tmp_path):
         "nan": '{"records": [{"y": NaN, "z": 1}]}',
         "null": '{"records": null}',
         "list": "[1]",
-        "huge": '{"records": [{"y": 1e999}, 3]}',
+        "huge": '{"records": [{"y": 1e999}, 3, {"y": 1' + 400 * "0" + "}]}",
     }
     cell = "import pathlib\n_ = (pathlib.Path(out) / 'r.json').write_text(contents[kind])"
     template = write_notebook(tmp_path / "t.ipynb", f"kind = ''\ncontents = {contents}\nout = '.'", cell)

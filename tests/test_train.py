@@ -8,7 +8,7 @@ import sys
 import textwrap
 import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -54,6 +54,7 @@ from cegen.train import (
     bytes_kept,
     check_alike,
     evaluate,
+    evaluating,
     is_recordable,
     kinds,
     load_checkpoint,
@@ -184,6 +185,42 @@ def test_a_checkpoint_that_lacks_something_is_named(tmp_path):
             fit(*world(), checkpoint=tmp_path, **{**OPTIONS, "steps": 10})
 
 
+def test_an_objective_or_a_source_of_ones_own_resumes_whatever_it_holds(tmp_path):
+    @dataclass(frozen=True)
+    class Scaled:
+        scale: float
+        function: object
+        name: str = "scaled"
+
+        def n_rows(self, source):
+            return source.n_instances
+
+        def loss(self, features, head, batch):
+            return self.function(self.scale * head.cross_entropy(features, batch.instance))
+
+    class Counting(SyntheticSource):
+        def __init__(self, *parts):
+            super().__init__(*parts)
+            self.register_buffer("drawn", torch.tensor(0))
+
+        def sample(self, n, generator):
+            self.drawn += 1
+            return super().sample(n, generator)
+
+    def losses(scale):
+        source, encoder, head = world()
+        source = Counting(source.dgp, source.mixing)
+        return list(
+            fit(
+                source, encoder, head, Scaled(scale, lambda x: x), checkpoint=tmp_path, **{**OPTIONS, "steps": 20}
+            ).history.loss
+        )
+
+    assert losses(1.0) == losses(1.0)
+    with pytest.raises(CheckpointError, match="objective=.*1.0.* not .*2.0"):
+        losses(2.0)
+
+
 def test_truncated_checkpoint_is_named(tmp_path):
     options = {**OPTIONS, "steps": 10}
     fit(*world(), checkpoint=tmp_path, **options)
@@ -252,6 +289,22 @@ def with_layers_that_have_modes():
     torch.manual_seed(0)
     layers[-1].reset_parameters()
     return nn.Sequential(*layers)
+
+
+def test_evaluation_mode_is_left_in_the_way_in_which_it_was_entered():
+    class Merging(nn.Linear):
+        merged = False
+
+        def train(self, mode=True):
+            self.merged = not mode
+            return super().train(mode)
+
+    module = nn.Sequential(Merging(2, 2), nn.BatchNorm1d(2)).train()
+    module[1].eval()
+    with pytest.raises(KeyError), evaluating(module):
+        assert module[0].merged and not module.training
+        raise KeyError
+    assert not module[0].merged and module[0].training and not module[1].training
 
 
 def test_watching_changes_nothing():
@@ -346,9 +399,8 @@ def test_a_source_with_weights_of_its_own_is_not_trained():
             self.scale = nn.Parameter(torch.ones(()))
 
         def sample(self, n, generator):
-            with torch.enable_grad() if torch.is_grad_enabled() else nullcontext():
-                batch = super().sample(n, generator)
-                return replace(batch, x=self.scale * batch.x)
+            batch = super().sample(n, generator)
+            return replace(batch, x=self.scale * batch.x)
 
     source, encoder, head = world()
     source = Learnt(source.dgp, source.mixing)
@@ -759,7 +811,19 @@ def test_what_cannot_go_side_by_side_is_named():
             fit_many(*arguments, **options, **OPTIONS)
 
 
-@pytest.mark.parametrize("values", [([1.0], [30.0]), (torch.tanh, torch.cos), (torch.ones(2), torch.zeros(2))])
+def scaled(by):
+    return lambda x: by * x
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ([1.0], [30.0]),
+        (torch.tanh, torch.cos),
+        (scaled(1.0), scaled(2.0)),
+        (torch.zeros(2000), torch.zeros(2000).index_fill(0, torch.tensor(1000), 1e-6)),
+    ],
+)
 def test_modules_with_other_attributes_do_not_go_side_by_side(values):
     heads = [Head(9, 3), Head(9, 3)]
     for head, value in zip(heads, values, strict=True):
@@ -768,12 +832,23 @@ def test_modules_with_other_attributes_do_not_go_side_by_side(values):
         check_alike("heads", heads)
     heads[1].own = heads[0].own
     check_alike("heads", heads)
+    for head in heads:
+        head.own = scaled(3.0)  # two functions, but the same
+    check_alike("heads", heads)
 
 
 def test_a_head_with_a_loss_of_its_own_keeps_it_side_by_side():
     class Smooth(Head):
         def cross_entropy(self, f, labels, reduction="mean"):
             return nn.functional.cross_entropy(self(f), labels, reduction=reduction, label_smoothing=0.5)
+
+    class Same(Head):
+        def cross_entropy(self, f, labels, reduction="mean"):
+            return super().cross_entropy(f, labels, reduction)
+
+    source = SyntheticSource(ClusterDGP(3, 12, 20_000), InvertibleMLP(3))
+    with pytest.raises(ValueError, match="Same, with a loss of its own and 40960000 logits a step.*smaller batch_size"):
+        fit_many([source], [Encoder(3, 3, width=16, n_blocks=1)], [Same(20_000, 3)], **{**OPTIONS, "batch_size": 2048})
 
     options = {**OPTIONS, "steps": 10}
     source, encoder, _ = world()
