@@ -670,5 +670,5 @@ def test_worlds_in_high_dimension_and_of_high_concentration_are_told_from_others
 
 def test_very_many_class_vectors_are_checked_without_a_matrix_of_their_pairs():
     assert (
-        theory._generator_check(normalize(torch.randn(50_000, 5, generator=random_stream(0, "v")))).status == "passed"
+        theory._generator_check(normalize(torch.randn(200_000, 5, generator=random_stream(0, "v")))).status == "passed"
     )

@@ -364,7 +364,8 @@ def test_a_new_head_on_a_frozen_encoder_leaves_its_features_alone():
     x = source.sample(50, 0).x
     before = encoder(x)
     head = Head(12, 3)
-    fit(source, encoder, head, "supervised", **options)
+    other = SyntheticSource(ClusterDGP(3, 12, 120, kappa=30.0, seed=1), source.mixing)
+    fit(other, encoder, head, "supervised", **options)
     assert torch.equal(encoder(x), before)
     assert not torch.equal(head.weight, Head(12, 3).weight)
 
