@@ -33,7 +33,7 @@ CHUNK = 4096  # rows that are looked at together
 
 # %% ../nbs/14_binary_probe.ipynb #972ce17c
 def _features(features: Any, name: str = "features") -> np.ndarray:
-    "The features as an array that is not copied; raises `ValueError` unless it is a finite matrix of floats."
+    "The features as an array, not copied unless they are bfloat16; raises `ValueError` unless it is a finite matrix of floats."
     if isinstance(features, Tensor):
         features = features.detach().cpu()
         features = (features.float() if features.dtype == torch.bfloat16 else features).numpy()  # NumPy knows no bfloat16

@@ -170,12 +170,12 @@ class ClusterDGP(nn.Module):
         dim: int = 5,  # d ≥ 2, dimension of the latents
         n_classes: int = 100,  # |C|, between 1 and n_instances
         n_instances: int = 1000,  # N ≥ 1
-        kappa: float | Float[Tensor, " C"] = 10.0,  # vMF concentration ≥ 0, one for all classes or one each
+        kappa: float | Float[Tensor, " C"] = 10.0,  # vMF concentration, 0 … 1e8, one for all classes or one each
         conditional: str | Conditional = "vmf",  # a name, or a function from the class vectors to a distribution for each
         scale: float = 1.0,  # noise scale > 0 of the projected conditionals
         shape: float = 1.5,  # exponent ≥ 1 of "generalized_normal"
         class_vectors: str | Float[Tensor, "C d"] = "uniform",  # a law, or the unit vectors themselves
-        class_concentration: float = 10.0,  # concentration ≥ 0 of "concentrated" class vectors
+        class_concentration: float = 10.0,  # concentration, 0 … 1e8, of "concentrated" class vectors
         instance_class: Int[Tensor, " N"] | None = None,  # C(i) for each instance; default i mod |C|
         class_weights: Float[Tensor, " C"] | None = None,  # relative frequencies > 0 of the classes; default class sizes
         label_noise: float = 0.0,  # ρ in [0, 1], share of labels swapped

@@ -262,9 +262,11 @@ def run_seed(
     source, level = make_source(config, seed).to(choose_device(config.device)), OBJECTIVES[config.objective].level
     encoder, head = make_model(config, source, seed)
     watched = source.sample(2000, random_stream(seed, "watched", source.device))
-    checkpoint = None if out is None else checkpoint_folder(out, config, seed)
-    if out is not None and checkpoint is not None and not (checkpoint / CHECKPOINT).exists():
-        (Path(out) / f"seed{seed}.csv").unlink(missing_ok=True)  # the curve of a run that is not continued
+    checkpoint = None
+    if out is not None:
+        checkpoint = checkpoint_folder(out, config, seed)
+        if not (checkpoint / CHECKPOINT).exists():
+            (Path(out) / f"seed{seed}.csv").unlink(missing_ok=True)  # the curve of a run that is not continued
     curve: AbstractContextManager[list[Log]] = nullcontext([]) if out is None else open_logs(log, out, f"seed{seed}", asdict(config))
     with curve as logs:
         result = fit(

@@ -827,7 +827,7 @@ def attribute_text(
 
 def structure(
     module: nn.Module,  # an encoder or a head
-) -> dict[str, str]:  # by the name of the part: its type and plain attributes, or a tensor's shape and type
+) -> dict[str, str]:  # by the name of the part: its type and attributes, or a tensor's shape and type
     "All that two modules must have in common to be computed as one."
     common = set(vars(nn.Module()))
     parts = {}

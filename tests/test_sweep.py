@@ -486,6 +486,7 @@ def test_every_template_takes_a_folder_for_its_results():
         ("template: T\naxes:\n  product: {x: [1]}\n  product: {seed: [1]}", "product is given twice"),
         ("base0: &B {x: 1}\nd: {e: &A {<<: *B, x: 2}}\nc: {<<: *A, y: 1}", "grid key='base0'"),
         ("template: T\naxes: {product: {value: [1, 2]}}", "names other than run, record"),
+        ("template: T\naxes: {product: {state: [1, 2]}}", "names other than run, record"),
         ("template: T\nseeds: 3", "seeds=3 is not valid: it must be a list"),
         ("template: T\nseeds:", "seeds=None"),
         ("template: T\nbase: {seed: 7}\nseeds: [0, 1]", "left out where `base` or `axes` give 'seed'"),
@@ -600,6 +601,9 @@ def test_seeds_inside_a_run_are_averaged_and_other_records_are_not():
     seeds = [{"run": f"r{a}", "a": a, "seed": s, "record": s} for a in (1, 2) for s in range(3)]
     means = over_seeds(rows_of(seeds))
     assert "record" not in means and list(means.n) == [3, 3] and list(means["mean"]) == [1, 4]
+    assert "record" not in over_seeds(rows_of([{"run": f"r{a}", "a": a, "record": 0} for a in (1, 2)])), (
+        "no seeds at all"
+    )
     cells = [{"seed": s, "record": 2 * cell + s} for cell in range(2) for s in range(2)]
     assert list(over_seeds(rows_of(cells)).record) == [0, 1, 2, 3]
 

@@ -46,11 +46,8 @@ def main() -> None:
     os.chdir(ROOT)  # a sweep's folder starts where we are
     todo = [name for name in options.only if not is_stored(name)]
     print(f"{len(options.only) - len(todo)} of {len(options.only)} surfaces are there", flush=True)
-    unfinished = (
-        sweep(GRID, options.workers, only=[RUNS[name].key for name in todo], retry_failed=True).n_unfinished
-        if todo
-        else 0
-    )
+    keys = [RUNS[name].key for name in todo]
+    unfinished = sweep(GRID, options.workers, only=keys, retry_failed=True).n_unfinished if todo else 0
     for name in todo:
         folder = ROOT / GRID.folder / RUNS[name].key
         if is_done(folder):
